@@ -4,6 +4,7 @@
 #include <moeops/ops/core/dtype.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <type_traits>

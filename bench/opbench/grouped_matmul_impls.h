@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <moeops/ops/core/machine.h>
+#include <moeops/ops/grouped_matmul.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bench/opbench/gemm_data.h"
+#include "bench/opbench/problem.h"
+
+namespace moeops::bench {
+
+struct Group {
+  int64_t expert;
+  int64_t rows;
+};
+
+// y [rows, n] = x [rows, k] times the weights of each group's expert.
+struct GemmCall {
+  std::span<const Group> groups;
+  const float* x;
+  float* y;
+  int64_t rows;
+};
+
+// An implementation of grouped_matmul, with the weights it was last given.
+class GroupedMatmulImpl {
+ public:
+  virtual ~GroupedMatmulImpl() = default;
+  virtual std::string name() const = 0;
+  // What ran, for the record: the kernel, the library's version and variant.
+  virtual std::string detail() const = 0;
+  // Makes and keeps the weights of `experts` experts; throws tools::Error.
+  virtual void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) = 0;
+  virtual void unload() = 0;
+  virtual void run(const GemmCall& call) = 0;
+  // How a call is cut up, in words; empty where there is nothing to say.
+  virtual std::string explain(const GemmCall&) const { return {}; }
+};
+
+// By name: moeops, openblas, ref.
+std::vector<std::string> grouped_matmul_impl_names();
+std::unique_ptr<GroupedMatmulImpl> make_grouped_matmul_impl(const std::string& name,
+                                                            std::optional<Isa> isa);
+
+}  // namespace moeops::bench

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <new>
+
+#include "bench/opbench/grouped_matmul_bench.h"
+#include "bench/opbench/grouped_matmul_impls.h"
+#include "tools/tensor_file/error.h"
+#include "tools/tensor_file/write_file.h"
+
+namespace moeops::bench {
+
+namespace {
+
+using tools::Error;
+
+enum ExitStatus { kFine = 0, kMissed = 1, kUsage = 2, kRegression = 3 };
+
+struct Arguments {
+  std::vector<std::string> ops;
+  std::string problem = "qwen3-30b-a3b";
+  std::vector<std::string> gemms = {"w13", "w2"};
+  std::string tokens;
+  std::string rows;
+  std::string threads;
+  std::string dtype = "f32";
+  std::string routing = "uniform";
+  std::vector<std::string> impls;
+  std::string isa;
+  std::string weights = "cold";
+  int64_t reps = 9;
+  double min_time = 0.2;
+  uint64_t seed = 1;
+  std::string json;
+  bool explain = false;
+  std::string baseline;
+  double fail_slower = 5;
+  bool list = false;
+};
+
+// From one row an expert, where weights stream, to 64, where the multiplications count.
+constexpr const char* kDefaultTokens = "1,16,128,1024";
+
+int list() {
+  fmt::print(
+      "operators:       grouped_matmul\nproblems:        {}\nimplementations: {}\nISAs:     ",
+      fmt::join(problem_names(), " "), fmt::join(grouped_matmul_impl_names(), " "));
+  for (int i = 0; i <= static_cast<int>(machine().isa); ++i) {
+    fmt::print(" {}", to_string(static_cast<Isa>(i)));
+  }
+  fmt::print("\n");
+  return kFine;
+}
+
+nlohmann::json machine_json(const Limits& limits) {
+  const Machine& m = machine();
+  return {{"cpu", m.cpu},
+          {"isa", to_string(m.isa)},
+          {"cores", m.cores},
+          {"l2_bytes", m.l2_bytes},
+          {"l3_bytes", m.l3_bytes},
+          {"dot_peak_gops",
+           {{"f32", limits.dot_peak_gops.f32},
+            {"bf16", limits.dot_peak_gops.bf16},
+            {"s8", limits.dot_peak_gops.s8}}},
+          {"read_gbps", limits.read_gbps},
+          {"copy_gbps", limits.copy_gbps}};
+}
+
+GroupedMatmulOptions options_of(const Arguments& args) {
+  GroupedMatmulOptions options;
+  options.problem = load_problem(args.problem);
+  options.gemms = args.gemms;
+  if (!args.rows.empty()) {
+    options.rows = parse_list("--rows", args.rows);
+  } else {
+    options.tokens = parse_list("--tokens", args.tokens.empty() ? kDefaultTokens : args.tokens);
+    options.routing.emplace(args.routing);
+  }
+  if (args.dtype != "f32") {
+    throw Error(fmt::format("--dtype {}: grouped_matmul has only f32 so far", args.dtype));
+  }
+  options.impls = args.impls;
+  if (options.impls.empty()) {
+    options.impls = grouped_matmul_impl_names();
+    std::erase(options.impls, "ref");  // a thousand times slower: only when asked for
+  }
+  for (const std::string& name : options.impls) make_grouped_matmul_impl(name, {});
+  if (!args.isa.empty()) {
+    Isa isa = Isa::kScalar;
+    if (!parse_isa(args.isa.c_str(), &isa) || isa > machine().isa) {
+      throw Error(fmt::format("--isa {}: not an ISA of this machine; see --list", args.isa));
+    }
+    options.isa = isa;
+  }
+  options.cold = args.weights == "cold";
+  options.reps = args.reps;
+  options.min_seconds = args.min_time;
+  options.seed = args.seed;
+  options.explain = args.explain;
+  return options;
+}
+
+int run(const Arguments& args) {
+  for (const std::string& op : args.ops) {
+    if (op != "grouped_matmul") {
+      throw Error(fmt::format("--op {}: this build measures grouped_matmul", op));
+    }
+  }
+  GroupedMatmulOptions options = options_of(args);
+  std::vector<int64_t> threads = {machine().threads};
+  if (!args.threads.empty()) threads = parse_list("--threads", args.threads);
+  if (threads.back() > 4096) throw Error("--threads: more than 4096");
+
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  const auto progress = [&](const std::string& words) {
+    if (terminal) fmt::print(stderr, "\r\x1b[K{}", words);
+  };
+
+  std::vector<Result> results;
+  nlohmann::json machine_facts;
+  for (const int64_t count : threads) {
+    progress("measuring the machine");
+    LimitsMeter meter;
+    const Status status = LimitsMeter::create(static_cast<int>(count), &meter);
+    if (!status.ok()) throw Error(status.message());
+    const Limits limits = meter.measure();
+    if (machine_facts.is_null()) machine_facts = machine_json(limits);
+    options.threads = static_cast<int>(count);
+    const std::vector<Result> of_these = run_grouped_matmul(options, meter, progress);
+    if (terminal) fmt::print(stderr, "\r\x1b[K");
+
+    fmt::print(
+        "{}, {} thread{}: peak {:.0f} f32, {:.0f} bf16, {:.0f} s8 Gop/s; reads {:.1f} GB/s, "
+        "copies {:.1f} GB/s\n",
+        machine().cpu, count, count == 1 ? "" : "s", limits.dot_peak_gops.f32,
+        limits.dot_peak_gops.bf16, limits.dot_peak_gops.s8, limits.read_gbps, limits.copy_gbps);
+    fmt::print("grouped_matmul, {}, {}, {} routing, {} weights\n", options.problem.name, args.dtype,
+               of_these.front().routing, of_these.front().weights);
+    for (const std::string& name : options.impls) {
+      for (const Result& r : of_these) {
+        if (r.impl != name) continue;
+        fmt::print("  {}: {}\n", name, r.impl_detail);
+        break;
+      }
+    }
+    fmt::print("{}\n", table(of_these));
+    results.insert(results.end(), of_these.begin(), of_these.end());
+  }
+
+  if (!args.json.empty()) {
+    nlohmann::json lines = nlohmann::json::array();
+    for (const Result& r : results) lines.push_back(to_json(r));
+    tools::write_file_atomically(
+        args.json, nlohmann::json{{"machine", machine_facts}, {"results", lines}}.dump(1) + "\n");
+  }
+  int exit_status = kFine;
+  for (const Result& r : results) {
+    if (r.verified) continue;
+    fmt::print(stderr, "opbench: wrong, not timed: {}: {}\n", r.repro, r.wrong);
+    exit_status = kMissed;
+  }
+  if (!args.baseline.empty()) {
+    for (const std::string& words : regressions(results, args.baseline, args.fail_slower)) {
+      fmt::print(stderr, "opbench: {}\n", words);
+      exit_status = exit_status == kFine ? kRegression : exit_status;
+    }
+  }
+  return exit_status;
+}
+
+int main_of(int argc, char** argv) {
+  Arguments args;
+  CLI::App app{"Times operators on real models' shapes, verified, against what the machine can do.",
+               "opbench"};
+  app.add_option("--op", args.ops, "Operators, with commas")->delimiter(',');
+  app.add_option("--problem", args.problem, "A name out of --list, or a JSON file like those")
+      ->capture_default_str();
+  app.add_option("--gemm", args.gemms, "Of the layer's two: w13, w2")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"w13", "w2"}));
+  CLI::Option* tokens =
+      app.add_option("--tokens", args.tokens,
+                     fmt::format("A list: 1,8,64, 1-2048*2 or 64-256+64 [{}]", kDefaultTokens));
+  app.add_option("--rows", args.rows, "Instead of tokens: rows of every expert, or of each, a list")
+      ->excludes(tokens);
+  app.add_option("--threads", args.threads, "A list; default: all CPUs the process may use");
+  app.add_option("--dtype", args.dtype)
+      ->check(CLI::IsMember({"f32", "bf16", "w8a8"}))
+      ->capture_default_str();
+  app.add_option("--routing", args.routing, "uniform, balanced, zipf:S, hot:F or trace:FILE")
+      ->capture_default_str();
+  app.add_option("--impl", args.impls, "Implementations, with commas; default all but ref")
+      ->delimiter(',');
+  app.add_option("--isa", args.isa, "Force a lower ISA");
+  app.add_option("--weights", args.weights, "cold: out of memory at every call")
+      ->check(CLI::IsMember({"cold", "warm"}))
+      ->capture_default_str();
+  app.add_option("--reps", args.reps, "Repetitions, at least")
+      ->check(CLI::Range(int64_t{1}, int64_t{1000}))
+      ->capture_default_str();
+  app.add_option("--min-time", args.min_time, "Seconds of repetitions, at least")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_option("--seed", args.seed)->capture_default_str();
+  app.add_option("--json", args.json, "Write the results to this file");
+  app.add_flag("--explain", args.explain, "Print the plan chosen for each problem");
+  CLI::Option* baseline =
+      app.add_option("--baseline", args.baseline, "Compare with an earlier --json file");
+  app.add_option("--fail-slower", args.fail_slower,
+                 "With --baseline: exit 3 if a median is more than this many % slower")
+      ->needs(baseline)
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_flag("--list", args.list, "Print operators, problems, implementations and ISAs");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kFine : kUsage;
+  }
+  if (args.list) return list();
+  if (args.ops.empty()) throw Error("--op is missing; --list shows what there is");
+  return run(args);
+}
+
+}  // namespace
+
+}  // namespace moeops::bench
+
+int main(int argc, char** argv) {
+  try {
+    return moeops::bench::main_of(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::fputs("opbench: out of memory\n", stderr);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "opbench: {}\n", error.what());
+  }
+  return 2;
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "bench/limits/limits.h"
+
+namespace moeops::bench {
+
+// One line of opbench: an implementation on a problem. The names are those of its JSON.
+struct Result {
+  std::string op;
+  std::string problem;
+  int64_t tokens = 0;  // 0 where rows were given instead
+  int64_t rows = 0;
+  int64_t experts = 0;
+  int64_t active_experts = 0;
+  std::string gemm;
+  int64_t n = 0;
+  int64_t k = 0;
+  std::string dtype;
+  std::string routing;
+  std::string impl;
+  std::string impl_detail;
+  std::string isa;
+  int threads = 0;
+  std::string weights;  // cold or warm
+  bool verified = false;
+  std::string wrong;  // why it is not verified; then nothing was timed
+  bool steady = false;
+  int64_t reps = 0;
+  double median_ms = 0;
+  double min_ms = 0;
+  double spread = 0;  // interquartile range / median
+  double gops = 0;
+  double gbps = 0;
+  double roofline_ms = 0;
+  double roofline_fraction = 0;
+  double dot_peak_gops = 0;  // the limits around its runs
+  double read_gbps = 0;
+  std::string repro;
+  std::vector<std::string> explain;  // for people; not in the JSON
+};
+
+nlohmann::json to_json(const Result& result);
+
+// For people: a line for each result, those of one problem together, with how many times longer
+// each took than moeops.
+std::string table(const std::vector<Result>& results);
+
+// The results whose median is more than `percent` % above their line in the baseline's JSON and
+// beyond the noise of both (their spreads), in words; unsteady ones are not judged. Throws
+// tools::Error when the file is no opbench JSON.
+std::vector<std::string> regressions(const std::vector<Result>& results,
+                                     const std::string& baseline_file, double percent);
+
+}  // namespace moeops::bench

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <string>
+
+#include "bench/opbench/grouped_matmul_bench.h"
+#include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/problem.h"
+#include "bench/opbench/result.h"
+#include "bench/opbench/routing.h"
+#include "bench/opbench/verify.h"
+#include "tools/tensor_file/error.h"
+
+namespace moeops::bench {
+namespace {
+
+namespace fs = std::filesystem;
+using List = std::vector<int64_t>;
+
+// A file that is gone at the end of the test.
+class TextFile {
+ public:
+  TextFile(const std::string& name, const std::string& text)
+      : path_(fs::temp_directory_path() / (std::to_string(getpid()) + name)) {
+    std::ofstream(path_) << text;
+  }
+  ~TextFile() { fs::remove(path_); }
+  std::string path() const { return path_.string(); }
+
+ private:
+  fs::path path_;
+};
+
+template <class Body>
+std::string error_of(Body body) {
+  try {
+    body();
+  } catch (const tools::Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(ParseList, AllForms) {
+  EXPECT_EQ(parse_list("--tokens", "1,8,64"), (List{1, 8, 64}));
+  EXPECT_EQ(parse_list("--tokens", "1-20*2"), (List{1, 2, 4, 8, 16}));
+  EXPECT_EQ(parse_list("--tokens", "64-256+64"), (List{64, 128, 192, 256}));
+  EXPECT_EQ(parse_list("--tokens", "3,1-4*2,9"), (List{3, 1, 2, 4, 9}));
+  EXPECT_EQ(parse_list("--tokens", "5-5*2"), (List{5}));
+}
+
+TEST(ParseList, NamesWhatItCannotRead) {
+  for (const char* text : {"", "0", "-1", "1,,2", "1-8", "1-8*1", "8-1*2", "1-8*", "x", "1.5",
+                           "1-8+0", "99999999999999999999", "1-10000000+1"}) {
+    EXPECT_NE(error_of([&] { parse_list("--tokens", text); }).find("--tokens"), std::string::npos)
+        << text;
+  }
+}
+
+TEST(Problem, AllNamedOnesLoad) {
+  const std::vector<std::string> names = problem_names();
+  for (const char* name : {"deepseek-v3", "qwen3-30b-a3b", "qwen3-235b-a22b", "mixtral-8x7b",
+                           "gpt-oss-20b", "gpt-oss-120b", "kimi-k2", "glm-4.5"}) {
+    EXPECT_NE(std::find(names.begin(), names.end(), name), names.end()) << name;
+  }
+  for (const std::string& name : names) EXPECT_EQ(load_problem(name).name, name);
+  const Problem qwen = load_problem("qwen3-30b-a3b");
+  EXPECT_EQ(gemms_of(qwen)[0].n, 1536);
+  EXPECT_EQ(gemms_of(qwen)[0].k, 2048);
+  EXPECT_EQ(gemms_of(qwen)[1].n, 2048);
+  EXPECT_EQ(gemms_of(qwen)[1].k, 768);
+}
+
+TEST(Problem, BrokenFilesAreNamedWithTheirField) {
+  const auto load = [](const std::string& text) {
+    const TextFile file("problem.json", text);
+    return error_of([&] { load_problem(file.path()); });
+  };
+  const auto has = [](const std::string& message, const char* part) {
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  };
+  has(load("{"), "not JSON");
+  has(load("[]"), "not a JSON object");
+  has(load(R"({"hidden": 8})"), "intermediate is missing");
+  has(load(R"({"hidden": 8, "hidden": 9})"), "duplicate key");
+  const std::string rest = R"("intermediate": 4, "experts": 2, "shared_experts": 0, )";
+  has(load("{" + rest + R"("hidden": -8, "top_k": 1})"), "hidden = -8");
+  has(load("{" + rest + R"("hidden": 8.5, "top_k": 1})"), "hidden = 8.5");
+  has(load("{" + rest + R"("hidden": 8, "top_k": 3})"), "top_k = 3 of experts = 2");
+  has(load("{" + rest + R"("hidden": 8, "top_k": 1, "colour": 1})"), "unknown field");
+  has(error_of([] { load_problem("no-such-model"); }), "qwen3-30b-a3b");
+}
+
+TEST(Routing, EveryTokenChoosesDistinctExperts) {
+  for (const char* text : {"uniform", "balanced", "zipf:1.1", "hot:0.5"}) {
+    const Routing routing(text);
+    for (const int64_t tokens : {1, 7, 300}) {
+      const List rows = routing.rows_per_expert(tokens, 16, 4, 1);
+      EXPECT_EQ(std::accumulate(rows.begin(), rows.end(), int64_t{0}), tokens * 4) << text;
+      for (const int64_t r : rows) EXPECT_LE(r, tokens) << text;
+      EXPECT_EQ(rows, routing.rows_per_expert(tokens, 16, 4, 1)) << "the seed decides";
+    }
+  }
+}
+
+TEST(Routing, DistributionsAreWhatTheySay) {
+  const auto largest = [](const char* text) {
+    const List rows = Routing(text).rows_per_expert(2000, 32, 4, 3);
+    return *std::max_element(rows.begin(), rows.end());
+  };
+  EXPECT_EQ(largest("balanced"), 250);
+  EXPECT_LT(largest("uniform"), 320);
+  EXPECT_NEAR(static_cast<double>(largest("hot:0.5")), 1000, 100);
+  EXPECT_EQ(largest("hot:1"), 2000);
+  EXPECT_GT(largest("zipf:1.1"), 1000);
+}
+
+TEST(Routing, ReadsATrace) {
+  const TextFile file("trace.csv", "0,2\n2,1\r\n2,3\n");
+  const Routing routing("trace:" + file.path());
+  EXPECT_EQ(routing.rows_per_expert(3, 4, 2, 1), (List{1, 1, 3, 1}));
+  EXPECT_EQ(routing.rows_per_expert(4, 4, 2, 1), (List{2, 1, 4, 1})) << "begins again";
+  EXPECT_EQ(routing.rows_per_expert(1, 4, 2, 1), (List{1, 0, 1, 0}));
+  EXPECT_NE(error_of([&] { routing.rows_per_expert(3, 3, 2, 1); }).find(":3: expert 3"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] { routing.rows_per_expert(3, 4, 3, 1); }).find("top_k = 3"),
+            std::string::npos);
+}
+
+TEST(Routing, TheTrainedModelsTrace) {
+  const Routing routing("trace:" + std::string(MOEOPS_TEST_DATA_DIR) +
+                        "/tinymoe/routing_layer0.csv");
+  const List rows = routing.rows_per_expert(12288, 32, 4, 1);
+  EXPECT_EQ(std::accumulate(rows.begin(), rows.end(), int64_t{0}), 12288 * 4);
+  const int64_t busiest = *std::max_element(rows.begin(), rows.end());
+  EXPECT_GT(busiest, 2 * 12288 * 4 / 32) << "its router has favourites";
+}
+
+TEST(Routing, BrokenTracesAreNamedWithTheirLine) {
+  const auto load = [](const std::string& text) {
+    const TextFile file("trace.csv", text);
+    return error_of([&] { Routing("trace:" + file.path()); });
+  };
+  EXPECT_NE(load("").find("no tokens"), std::string::npos);
+  EXPECT_NE(load("1,2\n1\n").find(":2: 1 experts"), std::string::npos);
+  EXPECT_NE(load("1,2\n1,x\n").find(":2: 'x'"), std::string::npos) << load("1,2\n1,x\n");
+  EXPECT_NE(load("1,-2\n").find(":1: '-2'"), std::string::npos);
+  EXPECT_NE(load("1,2\n\n").find(":2: ''"), std::string::npos);
+  for (const char* text :
+       {"", "zipf", "zipf:", "zipf:x", "zipf:-1", "hot:1.5", "hot:nan", "trace:", "random"}) {
+    EXPECT_NE(error_of([&] { Routing routing(text); }).find("--routing"), std::string::npos)
+        << text;
+  }
+}
+
+// An implementation that makes one mistake.
+class Wrong final : public GroupedMatmulImpl {
+ public:
+  enum class Mistake { kNone, kNeighbour, kOneElement, kUnwritten };
+  explicit Wrong(Mistake mistake)
+      : mistake_(mistake), right_(make_grouped_matmul_impl("moeops", {})) {}
+  std::string name() const override { return "wrong"; }
+  std::string detail() const override { return ""; }
+  void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) override {
+    gemm_ = gemm;
+    right_->load(values, gemm, experts, threads);
+  }
+  void unload() override { right_->unload(); }
+  void run(const GemmCall& call) override {
+    std::vector<Group> groups(call.groups.begin(), call.groups.end());
+    if (mistake_ == Mistake::kNeighbour) groups[1].expert += 1;
+    GemmCall changed = call;
+    changed.groups = groups;
+    right_->run(changed);
+    float* last = call.y + call.rows * gemm_.n - 1;
+    if (mistake_ == Mistake::kOneElement) *last += 0.01f;
+    if (mistake_ == Mistake::kUnwritten) *last = NAN;
+  }
+
+ private:
+  Mistake mistake_;
+  std::unique_ptr<GroupedMatmulImpl> right_;
+  Gemm gemm_{};
+};
+
+TEST(Verify, SeesEveryMistake) {
+  const Gemm gemm{"w13", 70, 96};
+  const WeightValues values(1, gemm.k);
+  const std::vector<Group> groups = {{2, 5}, {0, 1}, {4, 9}};
+  std::vector<float> x(15 * 96);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = value_at(9, static_cast<uint32_t>(i));
+  std::vector<float> y(15 * 70);
+  const GemmCall call{groups, x.data(), y.data(), 15};
+  const auto verdict = [&](Wrong::Mistake mistake) {
+    Wrong impl(mistake);
+    impl.load(values, gemm, 6, 1);
+    return verify(impl, call, values, gemm, 1);
+  };
+  EXPECT_EQ(verdict(Wrong::Mistake::kNone), "");
+  EXPECT_NE(verdict(Wrong::Mistake::kNeighbour).find("y[5,0]"), std::string::npos);
+  EXPECT_NE(verdict(Wrong::Mistake::kOneElement).find("y[14,69]"), std::string::npos);
+  EXPECT_NE(verdict(Wrong::Mistake::kUnwritten).find("not written"), std::string::npos);
+}
+
+TEST(Verify, EveryImplementationIsRight) {
+  const Gemm gemm{"w2", 130, 70};
+  const WeightValues values(5, gemm.k);
+  const std::vector<Group> groups = {{1, 1}, {0, 3}, {1, 20}};
+  std::vector<float> x(24 * 70, 0.5f);
+  std::vector<float> y(24 * 130);
+  for (const std::string& name : grouped_matmul_impl_names()) {
+    const auto impl = make_grouped_matmul_impl(name, {});
+    impl->load(values, gemm, 2, 2);
+    EXPECT_EQ(verify(*impl, {groups, x.data(), y.data(), 24}, values, gemm, 1), "") << name;
+  }
+}
+
+// The whole run on a small problem: results as the JSON promises them.
+TEST(RunGroupedMatmul, SmallProblem) {
+  GroupedMatmulOptions options;
+  options.problem = {"small", 64, 32, 8, 2, 0};
+  options.gemms = {"w13", "w2"};
+  options.tokens = {1, 40};
+  options.routing.emplace("uniform");
+  options.impls = {"moeops", "openblas"};
+  options.threads = 2;
+  options.cold = false;
+  options.reps = 3;
+  options.min_seconds = 0;
+  LimitsMeter meter;
+  ASSERT_TRUE(LimitsMeter::create(2, &meter).ok());
+  const std::vector<Result> results = run_grouped_matmul(options, meter, [](const std::string&) {});
+  ASSERT_EQ(results.size(), 8u);
+  for (const Result& r : results) {
+    EXPECT_TRUE(r.verified) << r.wrong;
+    EXPECT_GT(r.median_ms, 0);
+    EXPECT_GE(r.median_ms, r.min_ms);
+    EXPECT_GE(r.reps, 3);
+    EXPECT_EQ(r.rows, 2 * r.tokens);
+    EXPECT_DOUBLE_EQ(r.roofline_fraction, r.roofline_ms / r.median_ms);
+    EXPECT_NE(r.repro.find("--gemm " + r.gemm + " --tokens " + std::to_string(r.tokens)),
+              std::string::npos);
+    for (const char* field : {"op",          "problem",
+                              "tokens",      "rows",
+                              "experts",     "active_experts",
+                              "gemm",        "dtype",
+                              "routing",     "impl",
+                              "impl_detail", "isa",
+                              "threads",     "weights",
+                              "steady",      "median_ms",
+                              "min_ms",      "spread",
+                              "gops",        "gbps",
+                              "roofline_ms", "roofline_fraction",
+                              "verified",    "repro"}) {
+      EXPECT_TRUE(to_json(r).contains(field)) << field;
+    }
+  }
+  EXPECT_EQ(results[0].gemm, "w13");
+  EXPECT_EQ(results[0].n, 64);
+  EXPECT_EQ(results[7].impl, "openblas");
+}
+
+TEST(Regressions, OnlyBeyondPercentAndNoise) {
+  Result r;
+  r.op = "grouped_matmul";
+  r.verified = r.steady = true;
+  r.median_ms = 1.0;
+  r.spread = 0.02;
+  const TextFile file("baseline.json", nlohmann::json{{"results", {to_json(r)}}}.dump());
+  const auto count = [&](double median, double percent) {
+    Result now = r;
+    now.median_ms = median;
+    return regressions({now}, file.path(), percent).size();
+  };
+  EXPECT_EQ(count(1.04, 5), 0u);
+  EXPECT_EQ(count(1.06, 5), 1u);
+  EXPECT_EQ(count(1.015, 1), 0u) << "within the spread";
+  Result other = r;
+  other.median_ms = 9;
+  other.tokens = 77;
+  EXPECT_TRUE(regressions({other}, file.path(), 5).empty()) << "no line of it in the baseline";
+  other = r;
+  other.median_ms = 9;
+  other.steady = false;
+  EXPECT_TRUE(regressions({other}, file.path(), 5).empty()) << "unsteady";
+  EXPECT_NE(error_of([&] { regressions({r}, "/no/such/file", 5); }).find("cannot be read"),
+            std::string::npos);
+  const TextFile broken("broken.json", R"({"results": [{}]})");
+  EXPECT_NE(error_of([&] { regressions({r}, broken.path(), 5); }).find("not written by opbench"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace moeops::bench

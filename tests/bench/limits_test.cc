@@ -55,7 +55,7 @@ TEST_P(LimitsKernels, DotsDoTheOperations) {
 }
 
 TEST_P(LimitsKernels, ReadsSeeEveryWord) {
-  if (kernels_.memory.read == nullptr) GTEST_SKIP() << "no memory kernels of its own";
+  if (kernels_.memory.read == nullptr) return;  // this rung uses those of a lower one
   HugeBuffer buffer;
   constexpr int64_t kBytes = 2 * kStreams * kBlock;
   ASSERT_TRUE(HugeBuffer::allocate(kBytes, &buffer).ok());
@@ -69,7 +69,7 @@ TEST_P(LimitsKernels, ReadsSeeEveryWord) {
 }
 
 TEST_P(LimitsKernels, CopiesWriteWhatWasRead) {
-  if (kernels_.memory.copy == nullptr) GTEST_SKIP() << "no memory kernels of its own";
+  if (kernels_.memory.copy == nullptr) return;  // this rung uses those of a lower one
   constexpr int64_t kWords = kCopyUnit / 8;
   constexpr int kSteps = 3;
   struct Mix {

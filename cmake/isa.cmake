@@ -5,6 +5,7 @@ set(MOEOPS_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(MOEOPS_FLAGS_avx512 ${MOEOPS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 set(MOEOPS_FLAGS_avx512_vnni ${MOEOPS_FLAGS_avx512} -mavx512vnni)
 set(MOEOPS_FLAGS_avx512_bf16 ${MOEOPS_FLAGS_avx512_vnni} -mavx512bf16)
+set(MOEOPS_FLAGS_amx ${MOEOPS_FLAGS_avx512_bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
 function(moeops_isa_sources isa)
   set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${MOEOPS_FLAGS_${isa}}")

@@ -5,6 +5,7 @@
 #include <cpuid.h>
 #endif
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,8 +19,8 @@ namespace moeops {
 
 namespace {
 
-constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512_vnni",
-                                              "avx512_bf16"};
+constexpr const char* kIsaNames[kIsaCount] = {"scalar",      "avx2",        "avx512",
+                                              "avx512_vnni", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__)
 // Clang 14's __builtin_cpu_supports does not know f16c. This bit alone says nothing of the
@@ -27,6 +28,28 @@ constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx51
 bool cpu_has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+}
+
+// The built-in of GCC 12 and Clang 14 has no name for AMX.
+bool cpu_has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25,
+                     kAll = kBf16 | kTile | kInt8;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAll) == kAll;
+}
+
+// Whether the kernel saves the tile registers (XCR0) and lets this process use them. They are off
+// until asked for, because each thread's signal frame grows by their 8 KiB.
+bool system_allows_amx() {
+  constexpr unsigned kTileConfig = 1u << 17, kTileData = 1u << 18, kBoth = kTileConfig | kTileData;
+  unsigned low = 0, high = 0;
+  // XGETBV by name needs a compile flag that this file must not have. avx2, found before, says that
+  // the kernel has switched the instruction on.
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr long kArchReqXcompPerm = 0x1023;
+  constexpr long kXfeatureTileData = 18;
+  return (low & kBoth) == kBoth &&
+         syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
 }
 
 Isa detect_isa() {
@@ -39,7 +62,8 @@ Isa detect_isa() {
     return Isa::kAvx2;
   }
   if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
-  return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512Vnni;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Vnni;
+  return cpu_has_amx() && system_allows_amx() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
 Isa detect_isa() { return Isa::kScalar; }
@@ -162,7 +186,8 @@ Status default_isa(Isa* isa) {
   const char* name = std::getenv("MOEOPS_ISA");
   if (name != nullptr && name[0] != '\0' && !parse_isa(name, &ceiling)) {
     return {StatusCode::kInvalidArgument,
-            "MOEOPS_ISA = '%s' is none of scalar, avx2, avx512, avx512_vnni, avx512_bf16", name};
+            "MOEOPS_ISA = '%s' is none of scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx",
+            name};
   }
   *isa = std::min(ceiling, machine().isa);
   return {};

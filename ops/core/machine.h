@@ -15,10 +15,12 @@ enum class Isa : int {
   kAvx512,  // F, BW, DQ, VL
   kAvx512Vnni,
   kAvx512Bf16,
+  kAmx,  // TILE, INT8, BF16
 };
-inline constexpr int kIsaCount = 5;
+inline constexpr int kIsaCount = 6;
 
-const char* to_string(Isa isa);  // "scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"
+// "scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"
+const char* to_string(Isa isa);
 // False (and *isa untouched) when `name` is none of the above.
 bool parse_isa(const char* name, Isa* isa);
 
@@ -32,7 +34,9 @@ struct Machine {
   int64_t l3_bytes;
 };
 
-// Read once, at the first call; thread-safe.
+// Read once, at the first call; thread-safe. Where the processor has AMX, it also asks the kernel
+// to let the process use the tile registers: threads started later have that permission, and so
+// have those that run.
 const Machine& machine();
 
 // The rung to use when the caller does not say: machine().isa, lowered (never raised) by the

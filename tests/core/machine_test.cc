@@ -102,7 +102,12 @@ TEST(Machine, IsaAgreesWithTheKernelsFlags) {
     if (has({"avx512f", "avx512bw", "avx512dq", "avx512vl"})) {
       expected = Isa::kAvx512;
       if (has({"avx512_vnni"})) {
-        expected = has({"avx512_bf16"}) ? Isa::kAvx512Bf16 : Isa::kAvx512Vnni;
+        expected = Isa::kAvx512Vnni;
+        if (has({"avx512_bf16"})) {
+          expected = Isa::kAvx512Bf16;
+          // Refused, though listed, only by a sandbox that filters the call that asks for them.
+          if (has({"amx_tile", "amx_int8", "amx_bf16"})) expected = Isa::kAmx;
+        }
       }
     }
   }

@@ -62,8 +62,8 @@ int run(const RunOptions& options) {
   if (!options.isa.empty()) {
     Isa isa;
     if (!parse_isa(options.isa.c_str(), &isa)) {
-      throw Error(fmt::format("--isa {}: expected scalar, avx2, avx512, avx512_vnni or avx512_bf16",
-                              options.isa));
+      throw Error(fmt::format(
+          "--isa {}: expected scalar, avx2, avx512, avx512_vnni, avx512_bf16 or amx", options.isa));
     }
     context_options.isa = isa;
   }

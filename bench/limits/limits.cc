@@ -32,11 +32,11 @@ constexpr int64_t kSlices = kRepetitions;
 // Of a slice, for each thread: enough for every mix that copy_gbps() takes.
 constexpr int64_t kLeastShare = int64_t{1} << 20;
 
-// The best of this machine's kernels for each purpose; bf16 and s8 may have none.
-Kernels best_kernels() {
+// The best of this machine's kernels, up to an ISA, for each purpose; bf16 and s8 may have none.
+Kernels best_kernels(Isa ceiling) {
   Kernels best;
-  const auto fill_gaps = [&best](Isa isa, Kernels (*get)()) {
-    if (isa > machine().isa) return;
+  const auto fill_gaps = [&](Isa isa, Kernels (*get)()) {
+    if (isa > ceiling || isa > machine().isa) return;
     const Kernels kernels = get();
     if (best.f32.run == nullptr) best.f32 = kernels.f32;
     if (best.bf16.run == nullptr) best.bf16 = kernels.bf16;
@@ -50,7 +50,12 @@ Kernels best_kernels() {
 }
 
 const Kernels& kernels() {
-  static const Kernels the_kernels = best_kernels();
+  static const Kernels the_kernels = best_kernels(machine().isa);
+  return the_kernels;
+}
+
+const Kernels& vector_kernels() {
+  static const Kernels the_kernels = best_kernels(Isa::kAvx512Bf16);
   return the_kernels;
 }
 
@@ -109,6 +114,15 @@ double kernel_peak(const DotKernel& kernel, int threads) {
   return best;
 }
 
+// bf16 and s8 may also be widened to f32.
+double dtype_peak(const Kernels& of, DType dtype, int threads) {
+  assert(dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kS8);
+  const DotKernel& own = dtype == DType::kBf16 ? of.bf16 : of.s8;
+  double best = kernel_peak(of.f32, threads);
+  if (dtype != DType::kF32 && own.run != nullptr) best = std::max(best, kernel_peak(own, threads));
+  return best;
+}
+
 // A thread's part of a slice of the buffer.
 struct Share {
   char* data;
@@ -154,19 +168,21 @@ Status LimitsMeter::create(int threads, LimitsMeter* meter) {
 }
 
 Limits LimitsMeter::measure() const {
-  return {{dot_peak(DType::kF32), dot_peak(DType::kBf16), dot_peak(DType::kS8)},
-          read_gbps(),
-          copy_gbps(1, 1)};
+  Limits limits;
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kS8}) {
+    limits.dot_peak_gops.of(dtype) = dot_peak(dtype);
+    limits.vector_dot_peak_gops.of(dtype) =
+        machine().isa == Isa::kAmx ? vector_dot_peak(dtype) : limits.dot_peak_gops.of(dtype);
+  }
+  limits.read_gbps = read_gbps();
+  limits.copy_gbps = copy_gbps(1, 1);
+  return limits;
 }
 
-double LimitsMeter::dot_peak(DType dtype) const {
-  assert(dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kS8);
-  const DotKernel& own = dtype == DType::kF32    ? kernels().f32
-                         : dtype == DType::kBf16 ? kernels().bf16
-                                                 : kernels().s8;
-  double best = kernel_peak(kernels().f32, threads_);
-  if (dtype != DType::kF32 && own.run != nullptr) best = std::max(best, kernel_peak(own, threads_));
-  return best;
+double LimitsMeter::dot_peak(DType dtype) const { return dtype_peak(kernels(), dtype, threads_); }
+
+double LimitsMeter::vector_dot_peak(DType dtype) const {
+  return dtype_peak(vector_kernels(), dtype, threads_);
 }
 
 double LimitsMeter::read_gbps() const {

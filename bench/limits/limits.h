@@ -13,13 +13,18 @@ namespace moeops {
 
 // What the machine can do with a given number of threads, whatever ISA the operators are held to.
 struct Limits {
-  struct {
-    double f32;
-    double bf16;
-    double s8;
-  } dot_peak_gops;
-  double read_gbps;
-  double copy_gbps;  // reading as much as writing
+  struct PerDtype {
+    double f32 = 0;
+    double bf16 = 0;
+    double s8 = 0;
+    double& of(DType dtype) {
+      return dtype == DType::kF32 ? f32 : dtype == DType::kBf16 ? bf16 : s8;
+    }
+  };
+  PerDtype dot_peak_gops;
+  PerDtype vector_dot_peak_gops;  // without AMX
+  double read_gbps = 0;
+  double copy_gbps = 0;  // reading as much as writing
 };
 
 // Measures the limits, as often as wanted: every method takes some 50 to 150 ms and returns the
@@ -38,6 +43,10 @@ class LimitsMeter {
   // they never peak below it, though their own instruction may (vdpbf16ps does on some Xeons) or
   // be missing.
   double dot_peak(DType dtype) const;
+
+  // The same without the tiles of AMX, which dwarf every vector instruction: what an operator held
+  // to an ISA below amx can reach.
+  double vector_dot_peak(DType dtype) const;
 
   // 10^9 bytes a second read from memory.
   double read_gbps() const;

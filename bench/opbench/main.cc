@@ -57,15 +57,16 @@ int list() {
 
 nlohmann::json machine_json(const Limits& limits) {
   const Machine& m = machine();
+  const auto peaks = [](const Limits::PerDtype& gops) -> nlohmann::json {
+    return {{"f32", gops.f32}, {"bf16", gops.bf16}, {"s8", gops.s8}};
+  };
   return {{"cpu", m.cpu},
           {"isa", to_string(m.isa)},
           {"cores", m.cores},
           {"l2_bytes", m.l2_bytes},
           {"l3_bytes", m.l3_bytes},
-          {"dot_peak_gops",
-           {{"f32", limits.dot_peak_gops.f32},
-            {"bf16", limits.dot_peak_gops.bf16},
-            {"s8", limits.dot_peak_gops.s8}}},
+          {"dot_peak_gops", peaks(limits.dot_peak_gops)},
+          {"vector_dot_peak_gops", peaks(limits.vector_dot_peak_gops)},
           {"read_gbps", limits.read_gbps},
           {"copy_gbps", limits.copy_gbps}};
 }

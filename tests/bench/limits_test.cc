@@ -134,6 +134,9 @@ TEST(LimitsMeter, MeasuresPositiveLimits) {
     EXPECT_GT(limits.dot_peak_gops.f32, 0);
     EXPECT_GT(limits.dot_peak_gops.bf16, 0);
     EXPECT_GT(limits.dot_peak_gops.s8, 0);
+    EXPECT_GT(limits.vector_dot_peak_gops.f32, 0);
+    EXPECT_GT(limits.vector_dot_peak_gops.bf16, 0);
+    EXPECT_GT(limits.vector_dot_peak_gops.s8, 0);
     EXPECT_GT(limits.read_gbps, 0);
     EXPECT_GT(limits.copy_gbps, 0);
     EXPECT_GT(meter.copy_gbps(1, 8), 0);

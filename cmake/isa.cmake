@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The ISA ladder's compile flags, one set a rung. A file compiled with them has internal linkage
-# only (.ci/run checks with nm), so that the linker can never hand its code to another CPU.
-set(MOEOPS_FLAGS_avx2 -mavx2 -mfma -mf16c)
+# only (.ci/run checks with nm), so that the linker can never hand its code to another CPU. No
+# kernel throws; xsimd's noexcept would leave a weak reference to the exception personality.
+set(MOEOPS_FLAGS_avx2 -mavx2 -mfma -mf16c -fno-exceptions)
 set(MOEOPS_FLAGS_avx512 ${MOEOPS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 set(MOEOPS_FLAGS_avx512_vnni ${MOEOPS_FLAGS_avx512} -mavx512vnni)
 set(MOEOPS_FLAGS_avx512_bf16 ${MOEOPS_FLAGS_avx512_vnni} -mavx512bf16)

@@ -2,13 +2,13 @@
 #include <moeops/ref/ref.h>
 
 #include <cinttypes>
-#include <cstring>
 #include <vector>
 
 #include "ops/core/arg_check.h"
 #include "ref/group_list.h"
 #include "ref/guarded.h"
 #include "ref/numeric.h"
+#include "ref/rows.h"
 
 namespace moeops::ref {
 
@@ -124,12 +124,7 @@ Status run(const Weights& weights, const GroupedMatmulArgs& args) {
       }
     }
   }
-  if (args.uncovered == Uncovered::kZero) {
-    for (; row < M.value; ++row) {
-      std::memset(args.y.row<char>(0) + row * args.y.row_stride * size_of(args.y.dtype), 0,
-                  static_cast<size_t>(N.value * size_of(args.y.dtype)));
-    }
-  }
+  if (args.uncovered == Uncovered::kZero) zero_rows(args.y, row);
   return {};
 }
 

@@ -10,6 +10,7 @@
 #include "ref/dynamic_quant_row.h"
 #include "ref/guarded.h"
 #include "ref/numeric.h"
+#include "ref/rows.h"
 #include "ref/swiglu_row.h"
 
 namespace moeops::ref {
@@ -55,7 +56,7 @@ ConstTensorView of_expert(const ConstTensorView& view, int64_t e) {
   const int64_t rows = view.rank == 3 ? view.dim(1) : 1;
   ConstTensorView part = view;
   part.shape[0] = 1;
-  part.data = view.row<char>(0) + e * rows * view.row_stride * size_of(view.dtype);
+  part.data = offset(view.row<char>(0), e * rows * view.row_stride * size_of(view.dtype));
   return part;
 }
 
@@ -106,13 +107,6 @@ void copy_row(const TensorView& stage, int64_t row, const T* values) {
 // For a stage [N], the scale of each slot.
 void copy_scale(const TensorView& stage, int64_t i, const GemmInput& input) {
   if (stage.present()) stage.row<float>(0)[i] = *input.scale().row<float>(0);
-}
-
-void clear(const TensorView& stage) {
-  for (int64_t i = 0; i < stage.rows(); ++i) {
-    std::fill_n(stage.row<char>(0) + i * stage.row_stride * size_of(stage.dtype),
-                stage.columns() * size_of(stage.dtype), char{0});
-  }
 }
 
 bool is_masked(int64_t id, int64_t experts) { return id == -1 || id == experts; }
@@ -206,7 +200,7 @@ Status run(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
 
   for (const TensorView* stage : {&stages.x_q, &stages.x_scale, &stages.h, &stages.h_q,
                                   &stages.h_scale, &stages.y, &stages.shared}) {
-    clear(*stage);
+    zero_rows(*stage);
   }
   const auto h_size = static_cast<size_t>(H.value);
   Row x(h_size), seen(h_size), acc(h_size);

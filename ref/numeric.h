@@ -56,7 +56,8 @@ class FloatRow {
  public:
   FloatRow(const ConstTensorView& view, int64_t i)
       : dtype_(view.dtype),
-        data_(static_cast<const char*>(view.data) + i * view.row_stride * size_of(view.dtype)) {}
+        data_(offset(static_cast<const char*>(view.data),
+                     i * view.row_stride * size_of(view.dtype))) {}
 
   float operator[](int64_t j) const {
     const char* p = data_ + j * size_of(dtype_);

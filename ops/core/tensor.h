@@ -45,6 +45,12 @@ struct TensorLayout {
   }
 };
 
+// The data of an empty view may be null, and to null nothing may be added.
+template <class T>
+T* offset(T* data, int64_t elements) {
+  return data == nullptr ? data : data + elements;
+}
+
 // A view to write through.
 struct TensorView : TensorLayout {
   void* data = nullptr;
@@ -58,7 +64,7 @@ struct TensorView : TensorLayout {
 
   template <class T>
   T* row(int64_t i) const {
-    return static_cast<T*>(data) + i * row_stride;
+    return offset(static_cast<T*>(data), i * row_stride);
   }
 };
 
@@ -77,7 +83,7 @@ struct ConstTensorView : TensorLayout {
 
   template <class T>
   const T* row(int64_t i) const {
-    return static_cast<const T*>(data) + i * row_stride;
+    return offset(static_cast<const T*>(data), i * row_stride);
   }
 };
 

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cstring>
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <initializer_list>
@@ -65,7 +65,7 @@ template <class T>
 Tensor make_tensor(FileDType dtype, std::vector<int64_t> shape, std::initializer_list<T> values) {
   Tensor tensor(dtype, std::move(shape));
   EXPECT_EQ(tensor.data.size(), values.size() * sizeof(T));
-  std::memcpy(tensor.data.data(), std::data(values), tensor.data.size());
+  std::ranges::copy(std::as_bytes(std::span(values)), tensor.data.begin());
   return tensor;
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 
 namespace moeops {
@@ -40,7 +42,7 @@ namespace moeops {
 // EMPTY, NAN  M, H or G may be 0 (H = 0: as for a row of zeros). A NaN or infinity, in x or made by
 //   smooth, makes that row NaN once it is dequantised, and no other.
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
-// DETERMINISM  Bit-exact: the result depends on the row alone.
+// DETERMINISM  Bit-exact on every ISA: the result depends on the row alone.
 // THREAD-SAFETY  One call at a time per context.
 // SEMANTICS  Ascend CANN DynamicQuant.
 struct DynamicQuantArgs {
@@ -52,5 +54,7 @@ struct DynamicQuantArgs {
   TensorView scale;
   TensorView offset;
 };
+
+Status dynamic_quant(Context& ctx, const DynamicQuantArgs& args);
 
 }  // namespace moeops

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <moeops/quant/dynamic_quant.h>
 #include <moeops/ref/ref.h>
 
 #include "tools/opdiff/operators/common.h"
@@ -17,7 +18,8 @@ Status run(Call& call) {
   args.q = call.out("q", DType::kS8, {M, call.dim("x", 1)});
   args.scale = call.out("scale", DType::kF32, {M});
   if (args.asymmetric) args.offset = call.out("offset", DType::kF32, {M});
-  return ref::dynamic_quant(args);
+  if (call.impl() == Impl::kRef) return ref::dynamic_quant(args);
+  return dynamic_quant(call.context(), args);
 }
 
 // G > 0: that many groups, each with its smooth factors.
@@ -37,6 +39,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator dynamic_quant_operator() { return {"dynamic_quant", false, run, make}; }
+Operator dynamic_quant_operator() { return {"dynamic_quant", true, run, make}; }
 
 }  // namespace moeops::tools

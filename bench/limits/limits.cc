@@ -138,14 +138,15 @@ Share share_of(const HugeBuffer& buffer, int slice, int thread, int threads) {
 
 }  // namespace
 
-Status LimitsMeter::create(int threads, LimitsMeter* meter) {
+Status LimitsMeter::create(int threads, LimitsMeter* meter, int64_t wanted) {
   if (threads < 1) {
     return {StatusCode::kInvalidArgument, "threads = %d, expected at least 1", threads};
   }
   constexpr int64_t kGranule = kSlices * kCopyUnit;
   const int64_t least = threads * kSlices * kLeastShare;
-  const int64_t wanted = std::max({int64_t{1} << 30, 3 * machine().l3_bytes, least});
-  const int64_t bytes = std::min(wanted, available_memory() / 4) / kGranule * kGranule;
+  if (wanted == 0) wanted = std::max(int64_t{1} << 30, 3 * machine().l3_bytes);
+  const int64_t bytes =
+      std::min(std::max(wanted, least), available_memory() / 4) / kGranule * kGranule;
   if (bytes < least) {
     return {StatusCode::kOutOfMemory,
             "measuring bandwidth with %d threads takes %" PRId64

@@ -32,9 +32,10 @@ struct Limits {
 // hide it.
 class LimitsMeter {
  public:
-  // Maps and touches the buffer that the bandwidths are measured on. invalid_argument when
-  // threads < 1, out_of_memory when a quarter of the available memory is too little.
-  static Status create(int threads, LimitsMeter* meter);
+  // Maps and touches the buffer that the bandwidths are measured on: of that many bytes if there is
+  // room, or (0) of more than the last-level cache. invalid_argument when threads < 1,
+  // out_of_memory when a quarter of the available memory is too little.
+  static Status create(int threads, LimitsMeter* meter, int64_t bytes = 0);
 
   Limits measure() const;
 

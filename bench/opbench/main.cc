@@ -3,11 +3,11 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <new>
 
-#include "bench/opbench/grouped_matmul_bench.h"
-#include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/operators.h"
 #include "tools/tensor_file/error.h"
 #include "tools/tensor_file/write_file.h"
 
@@ -26,7 +26,8 @@ struct Arguments {
   std::string tokens;
   std::string rows;
   std::string threads;
-  std::string dtype = "f32";
+  std::string dtype;
+  std::vector<std::string> variants;
   std::string routing = "uniform";
   std::vector<std::string> impls;
   std::string isa;
@@ -41,13 +42,19 @@ struct Arguments {
   bool list = false;
 };
 
-// From one row an expert, where weights stream, to 64, where the multiplications count.
-constexpr const char* kDefaultTokens = "1,16,128,1024";
-
 int list() {
-  fmt::print(
-      "operators:       grouped_matmul\nproblems:        {}\nimplementations: {}\nISAs:     ",
-      fmt::join(problem_names(), " "), fmt::join(grouped_matmul_impl_names(), " "));
+  const auto line = [](const std::string& name, const std::string& dtypes,
+                       const std::string& variants, const std::string& impls) {
+    fmt::print("{:<21} {:<14} {:<28} {}\n", name, dtypes, variants, impls);
+  };
+  const auto words = [](const std::vector<std::string>& list) {
+    return list.empty() ? "-" : fmt::format("{}", fmt::join(list, " "));
+  };
+  line("operator", "dtypes", "variants", "implementations");
+  for (const Operator& op : operators()) {
+    line(op.name, words(op.dtypes), words(op.variants), words(op.impls));
+  }
+  fmt::print("\nproblems: {}\nISAs:    ", fmt::join(problem_names(), " "));
   for (int i = 0; i <= static_cast<int>(machine().isa); ++i) {
     fmt::print(" {}", to_string(static_cast<Isa>(i)));
   }
@@ -71,25 +78,47 @@ nlohmann::json machine_json(const Limits& limits) {
           {"copy_gbps", limits.copy_gbps}};
 }
 
-GroupedMatmulOptions options_of(const Arguments& args) {
-  GroupedMatmulOptions options;
+const Operator& operator_of(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Operator& op : operators()) {
+    if (op.name == name) return op;
+    names.push_back(op.name);
+  }
+  throw Error(fmt::format("--op {}: this build measures {}", name, fmt::join(names, ", ")));
+}
+
+void check_known(const char* option, const Operator& op, const std::string& value,
+                 const std::vector<std::string>& known) {
+  if (std::find(known.begin(), known.end(), value) != known.end()) return;
+  throw Error(known.empty() ? fmt::format("{} {}: {} has one form only", option, value, op.name)
+                            : fmt::format("{} {}: {} has {}", option, value, op.name,
+                                          fmt::join(known, ", ")));
+}
+
+Options options_of(const Arguments& args, const Operator& op) {
+  Options options;
   options.problem = load_problem(args.problem);
   options.gemms = args.gemms;
   if (!args.rows.empty()) {
+    if (!op.takes_rows) throw Error(fmt::format("--rows: {} takes --tokens", op.name));
     options.rows = parse_list("--rows", args.rows);
   } else {
-    options.tokens = parse_list("--tokens", args.tokens.empty() ? kDefaultTokens : args.tokens);
+    options.tokens = parse_list("--tokens", args.tokens.empty() ? op.tokens : args.tokens);
     options.routing.emplace(args.routing);
   }
-  if (args.dtype != "f32") {
-    throw Error(fmt::format("--dtype {}: grouped_matmul has only f32 so far", args.dtype));
+  options.dtype = args.dtype.empty() ? op.dtypes.front() : args.dtype;
+  check_known("--dtype", op, options.dtype, op.dtypes);
+  options.variants = args.variants;
+  if (options.variants.empty() && !op.variants.empty()) options.variants = {op.variants.front()};
+  for (const std::string& variant : options.variants) {
+    check_known("--variant", op, variant, op.variants);
   }
   options.impls = args.impls;
   if (options.impls.empty()) {
-    options.impls = grouped_matmul_impl_names();
+    options.impls = op.impls;
     std::erase(options.impls, "ref");  // a thousand times slower: only when asked for
   }
-  for (const std::string& name : options.impls) make_grouped_matmul_impl(name, {});
+  for (const std::string& impl : options.impls) check_known("--impl", op, impl, op.impls);
   if (!args.isa.empty()) {
     Isa isa = Isa::kScalar;
     if (!parse_isa(args.isa.c_str(), &isa) || isa > machine().isa) {
@@ -105,19 +134,33 @@ GroupedMatmulOptions options_of(const Arguments& args) {
   return options;
 }
 
-int run(const Arguments& args) {
-  for (const std::string& op : args.ops) {
-    if (op != "grouped_matmul") {
-      throw Error(fmt::format("--op {}: this build measures grouped_matmul", op));
+void print_results(const Options& options, const Operator& op, const std::vector<Result>& results) {
+  fmt::print("{}, {}, {}, {} routing, {} {}\n", op.name, options.problem.name, options.dtype,
+             results.front().routing, results.front().weights, op.takes_rows ? "weights" : "data");
+  for (const std::string& name : options.impls) {
+    for (const Result& r : results) {
+      if (r.impl != name) continue;
+      fmt::print("  {}: {}\n", name, r.impl_detail);
+      break;
     }
   }
-  GroupedMatmulOptions options = options_of(args);
+  fmt::print("{}\n", table(results));
+}
+
+int run(const Arguments& args) {
+  std::vector<std::pair<const Operator*, Options>> runs;
+  for (const std::string& name : args.ops) {
+    const Operator& op = operator_of(name);
+    runs.emplace_back(&op, options_of(args, op));
+  }
   std::vector<int64_t> threads = {machine().threads};
   if (!args.threads.empty()) threads = parse_list("--threads", args.threads);
-  if (threads.back() > 4096) throw Error("--threads: more than 4096");
+  if (*std::max_element(threads.begin(), threads.end()) > 4096) {
+    throw Error("--threads: more than 4096");
+  }
 
   const bool terminal = isatty(STDERR_FILENO) != 0;
-  const auto progress = [&](const std::string& words) {
+  const Progress progress = [&](const std::string& words) {
     if (terminal) fmt::print(stderr, "\r\x1b[K{}", words);
   };
 
@@ -130,26 +173,19 @@ int run(const Arguments& args) {
     if (!status.ok()) throw Error(status.message());
     const Limits limits = meter.measure();
     if (machine_facts.is_null()) machine_facts = machine_json(limits);
-    options.threads = static_cast<int>(count);
-    const std::vector<Result> of_these = run_grouped_matmul(options, meter, progress);
-    if (terminal) fmt::print(stderr, "\r\x1b[K");
-
+    progress("");
     fmt::print(
         "{}, {} thread{}: peak {:.0f} f32, {:.0f} bf16, {:.0f} s8 Gop/s; reads {:.1f} GB/s, "
         "copies {:.1f} GB/s\n",
         machine().cpu, count, count == 1 ? "" : "s", limits.dot_peak_gops.f32,
         limits.dot_peak_gops.bf16, limits.dot_peak_gops.s8, limits.read_gbps, limits.copy_gbps);
-    fmt::print("grouped_matmul, {}, {}, {} routing, {} weights\n", options.problem.name, args.dtype,
-               of_these.front().routing, of_these.front().weights);
-    for (const std::string& name : options.impls) {
-      for (const Result& r : of_these) {
-        if (r.impl != name) continue;
-        fmt::print("  {}: {}\n", name, r.impl_detail);
-        break;
-      }
+    for (auto& [op, options] : runs) {
+      options.threads = static_cast<int>(count);
+      const std::vector<Result> of_these = op->run(options, meter, progress);
+      progress("");
+      print_results(options, *op, of_these);
+      results.insert(results.end(), of_these.begin(), of_these.end());
     }
-    fmt::print("{}\n", table(of_these));
-    results.insert(results.end(), of_these.begin(), of_these.end());
   }
 
   if (!args.json.empty()) {
@@ -185,19 +221,22 @@ int main_of(int argc, char** argv) {
       ->check(CLI::IsMember({"w13", "w2"}));
   CLI::Option* tokens =
       app.add_option("--tokens", args.tokens,
-                     fmt::format("A list: 1,8,64, 1-2048*2 or 64-256+64 [{}]", kDefaultTokens));
+                     "A list: 1,8,64, 1-2048*2 or 64-256+64; default: the operator's own");
   app.add_option("--rows", args.rows, "Instead of tokens: rows of every expert, or of each, a list")
       ->excludes(tokens);
   app.add_option("--threads", args.threads, "A list; default: all CPUs the process may use");
-  app.add_option("--dtype", args.dtype)
-      ->check(CLI::IsMember({"f32", "bf16", "w8a8"}))
-      ->capture_default_str();
+  app.add_option("--dtype", args.dtype, "Default: the operator's first in --list");
+  app.add_option("--variant", args.variants,
+                 "Forms of the operator, with commas; default: its first in --list")
+      ->delimiter(',');
   app.add_option("--routing", args.routing, "uniform, balanced, zipf:S, hot:F or trace:FILE")
       ->capture_default_str();
   app.add_option("--impl", args.impls, "Implementations, with commas; default all but ref")
       ->delimiter(',');
   app.add_option("--isa", args.isa, "Force a lower ISA");
-  app.add_option("--weights", args.weights, "cold: out of memory at every call")
+  app.add_option("--weights", args.weights,
+                 "cold: weights, or an operator's inputs and outputs if it has none, come from "
+                 "memory at every call")
       ->check(CLI::IsMember({"cold", "warm"}))
       ->capture_default_str();
   app.add_option("--reps", args.reps, "Repetitions, at least")
@@ -216,7 +255,7 @@ int main_of(int argc, char** argv) {
       ->needs(baseline)
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_flag("--list", args.list, "Print operators, problems, implementations and ISAs");
+  app.add_flag("--list", args.list, "Print operators and their forms, problems and ISAs");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <iterator>
 
 #include "tools/tensor_file/error.h"
@@ -43,6 +44,66 @@ int64_t parse_positive(const std::string& option, std::string_view text) {
   return value;
 }
 
+void check_fields(const nlohmann::json& object, const std::string& where,
+                  std::initializer_list<const char*> known) {
+  for (const auto& [field, value] : object.items()) {
+    if (std::find(known.begin(), known.end(), field) == known.end()) {
+      throw Error(fmt::format("{}: unknown field {}; expected {}", where, tools::in_quotes(field),
+                              fmt::join(known, ", ")));
+    }
+  }
+}
+
+// True when the field holds the second of two words, false when the first or when it is missing.
+bool second_of(const nlohmann::json& object, const std::string& where, const char* field,
+               const char* first, const char* second) {
+  const auto it = object.find(field);
+  if (it == object.end() || *it == first) return false;
+  if (*it == second) return true;
+  throw Error(
+      fmt::format("{}: {} = {}, expected {} or {}", where, field, it->dump(), first, second));
+}
+
+bool flag_of(const nlohmann::json& object, const std::string& where, const char* field) {
+  const auto it = object.find(field);
+  if (it == object.end()) return false;
+  if (!it->is_boolean()) {
+    throw Error(fmt::format("{}: {} = {}, expected true or false", where, field, it->dump()));
+  }
+  return it->get<bool>();
+}
+
+Gating gating_of(const nlohmann::json& object, const std::string& file, int64_t experts) {
+  Gating gating;
+  const auto it = object.find("gating");
+  if (it == object.end()) return gating;
+  const std::string where = file + ": gating";
+  if (!it->is_object()) throw Error(fmt::format("{} is not a JSON object", where));
+  check_fields(*it, where,
+               {"score", "bias", "group_count", "k_group", "group_select", "renormalize",
+                "routed_scaling_factor"});
+  if (second_of(*it, where, "score", "softmax", "sigmoid")) gating.score = GatingScore::kSigmoid;
+  if (second_of(*it, where, "group_select", "max", "top2_sum")) {
+    gating.group_select = GroupSelect::kTop2Sum;
+  }
+  gating.bias = flag_of(*it, where, "bias");
+  gating.renormalize = flag_of(*it, where, "renormalize");
+  if (it->contains("group_count")) gating.group_count = size_of(*it, where, "group_count", 1);
+  if (it->contains("k_group")) gating.k_group = size_of(*it, where, "k_group", 1);
+  if (experts % gating.group_count != 0 || gating.k_group > gating.group_count) {
+    throw Error(fmt::format("{}: {} of {} groups of {} experts", where, gating.k_group,
+                            gating.group_count, experts));
+  }
+  if (const auto factor = it->find("routed_scaling_factor"); factor != it->end()) {
+    if (!factor->is_number()) {
+      throw Error(
+          fmt::format("{}: routed_scaling_factor = {}, expected a number", where, factor->dump()));
+    }
+    gating.routed_scaling_factor = factor->get<float>();
+  }
+  return gating;
+}
+
 }  // namespace
 
 Problem load_problem(const std::string& name_or_file) {
@@ -56,14 +117,8 @@ Problem load_problem(const std::string& name_or_file) {
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   const nlohmann::json object = tools::parse_strict_json(text, path.string());
   if (!object.is_object()) throw Error(fmt::format("{}: not a JSON object", path.string()));
-  for (const auto& [field, value] : object.items()) {
-    static constexpr const char* kFields[] = {"hidden", "intermediate",   "experts",
-                                              "top_k",  "shared_experts", "gating"};
-    if (std::find(std::begin(kFields), std::end(kFields), field) == std::end(kFields)) {
-      throw Error(fmt::format("{}: unknown field {}; expected {}", path.string(),
-                              tools::in_quotes(field), fmt::join(kFields, ", ")));
-    }
-  }
+  check_fields(object, path.string(),
+               {"hidden", "intermediate", "experts", "top_k", "shared_experts", "gating"});
   Problem problem;
   problem.name = path.stem().string();
   problem.hidden = size_of(object, path.string(), "hidden", 1);
@@ -75,6 +130,7 @@ Problem load_problem(const std::string& name_or_file) {
     throw Error(fmt::format("{}: top_k = {} of experts = {}", path.string(), problem.top_k,
                             problem.experts));
   }
+  problem.gating = gating_of(object, path.string(), problem.experts);
   return problem;
 }
 

@@ -1,11 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/gating_top_k.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace moeops::bench {
+
+// How a model's router chooses; the fields are those of GatingTopKArgs.
+struct Gating {
+  GatingScore score = GatingScore::kSoftmax;
+  bool bias = false;
+  int64_t group_count = 1;
+  int64_t k_group = 1;
+  GroupSelect group_select = GroupSelect::kMax;
+  bool renormalize = false;
+  float routed_scaling_factor = 1.0f;
+};
 
 // The MoE layer of a model.
 struct Problem {
@@ -15,6 +28,7 @@ struct Problem {
   int64_t experts;
   int64_t top_k;
   int64_t shared_experts;
+  Gating gating = {};
 };
 
 // A name out of bench/problems, or a JSON file of the same form. Throws tools::Error.

@@ -24,7 +24,7 @@ std::string identity(const nlohmann::json& result) {
                             "isa", "threads", "weights"}) {
     key += result.at(field).dump() + ' ';
   }
-  return key;
+  return key + result.value("variant", "");
 }
 
 }  // namespace
@@ -40,6 +40,7 @@ nlohmann::json to_json(const Result& r) {
                          {"n", r.n},
                          {"k", r.k},
                          {"dtype", r.dtype},
+                         {"variant", r.variant},
                          {"routing", r.routing},
                          {"impl", r.impl},
                          {"impl_detail", r.impl_detail},
@@ -54,36 +55,53 @@ nlohmann::json to_json(const Result& r) {
                          {"spread", r.spread},
                          {"gops", r.gops},
                          {"gbps", r.gbps},
+                         {"tokens_per_s", r.tokens_per_s},
+                         {"read_bytes", r.read_bytes},
+                         {"written_bytes", r.written_bytes},
                          {"roofline_ms", r.roofline_ms},
                          {"roofline_fraction", r.roofline_fraction},
                          {"dot_peak_gops", r.dot_peak_gops},
                          {"read_gbps", r.read_gbps},
+                         {"copy_gbps", r.copy_gbps},
                          {"repro", r.repro}};
   if (!r.verified) json["wrong"] = r.wrong;
   return json;
 }
 
 std::string table(const std::vector<Result>& results) {
+  if (results.empty()) return {};
+  const bool gemm = !results.front().gemm.empty();
+  // A GEMM is judged by its operations and takes milliseconds; the others by their bytes, and
+  // their latency at one token counts microseconds.
   std::string text =
-      fmt::format("{:<4} {:>6} {:>9} {:>7} {:<9} {:>10} {:>10} {:>6} {:>8} {:>7} {:>9} {:>9}\n",
-                  "gemm", "tokens", "rows/exp", "experts", "impl", "median ms", "min ms", "spread",
-                  "Gop/s", "GB/s", "roofline", "vs moeops");
+      gemm ? fmt::format(
+                 "{:<4} {:>6} {:>9} {:>7} {:<9} {:>10} {:>10} {:>6} {:>8} {:>7} {:>9} {:>9}\n",
+                 "gemm", "tokens", "rows/exp", "experts", "impl", "median ms", "min ms", "spread",
+                 "Gop/s", "GB/s", "roofline", "vs moeops")
+           : fmt::format("{:<12} {:>7} {:>8} {:<9} {:>12} {:>12} {:>6} {:>10} {:>7} {:>9} {:>9}\n",
+                         "variant", "tokens", "rows", "impl", "median us", "min us", "spread",
+                         "Mtoken/s", "GB/s", "roofline", "vs moeops");
   for (const Result& r : results) {
-    const std::string line = fmt::format(
-        "{:<4} {:>6} {:>9.1f} {:>7} {:<9} ", r.gemm, r.tokens > 0 ? std::to_string(r.tokens) : "-",
-        static_cast<double>(r.rows) / static_cast<double>(r.active_experts), r.active_experts,
-        r.impl);
+    const std::string tokens = r.tokens > 0 ? std::to_string(r.tokens) : "-";
+    text += gemm ? fmt::format("{:<4} {:>6} {:>9.1f} {:>7} {:<9} ", r.gemm, tokens,
+                               static_cast<double>(r.rows) / static_cast<double>(r.active_experts),
+                               r.active_experts, r.impl)
+                 : fmt::format("{:<12} {:>7} {:>8} {:<9} ", r.variant.empty() ? "-" : r.variant,
+                               tokens, r.rows, r.impl);
     if (!r.verified) {
-      text += fmt::format("{}WRONG, not timed: {}\n", line, r.wrong);
+      text += fmt::format("WRONG, not timed: {}\n", r.wrong);
       continue;
     }
+    text += gemm ? fmt::format("{:>10.4f} {:>10.4f} {:>5.1f}% {:>8.1f}", r.median_ms, r.min_ms,
+                               100 * r.spread, r.gops)
+                 : fmt::format("{:>12.2f} {:>12.2f} {:>5.1f}% {:>10.4f}", 1e3 * r.median_ms,
+                               1e3 * r.min_ms, 100 * r.spread, 1e-6 * r.tokens_per_s);
     const auto ours = std::find_if(results.begin(), results.end(), [&](const Result& other) {
       return other.impl == "moeops" && other.verified && other.gemm == r.gemm &&
-             other.tokens == r.tokens && other.rows == r.rows && other.threads == r.threads;
+             other.variant == r.variant && other.tokens == r.tokens && other.rows == r.rows &&
+             other.threads == r.threads;
     });
-    text += fmt::format("{}{:>10.4f} {:>10.4f} {:>5.1f}% {:>8.1f} {:>7.1f} {:>8.1f}% {:>9}{}\n",
-                        line, r.median_ms, r.min_ms, 100 * r.spread, r.gops, r.gbps,
-                        100 * r.roofline_fraction,
+    text += fmt::format(" {:>7.1f} {:>8.1f}% {:>9}{}\n", r.gbps, 100 * r.roofline_fraction,
                         r.impl == "moeops" || ours == results.end()
                             ? ""
                             : fmt::format("{:.2f}x", r.median_ms / ours->median_ms),

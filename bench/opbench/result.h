@@ -22,6 +22,7 @@ struct Result {
   int64_t n = 0;
   int64_t k = 0;
   std::string dtype;
+  std::string variant;  // empty where the operator has one form
   std::string routing;
   std::string impl;
   std::string impl_detail;
@@ -37,18 +38,22 @@ struct Result {
   double spread = 0;  // interquartile range / median
   double gops = 0;
   double gbps = 0;
+  double tokens_per_s = 0;  // 0 where rows were given
+  int64_t read_bytes = 0;   // that must come from memory, and go there
+  int64_t written_bytes = 0;
   double roofline_ms = 0;
   double roofline_fraction = 0;
-  double dot_peak_gops = 0;  // the limits around its runs
+  double dot_peak_gops = 0;  // the limits around its runs; 0 for those that do not bind it
   double read_gbps = 0;
+  double copy_gbps = 0;  // at the operator's own mix of reads and writes
   std::string repro;
   std::vector<std::string> explain;  // for people; not in the JSON
 };
 
 nlohmann::json to_json(const Result& result);
 
-// For people: a line for each result, those of one problem together, with how many times longer
-// each took than moeops.
+// For people: a line for each of one operator's results, those of one problem together, with how
+// many times longer each took than moeops.
 std::string table(const std::vector<Result>& results);
 
 // The results whose median is more than `percent` % above their line in the baseline's JSON and

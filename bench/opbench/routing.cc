@@ -85,9 +85,10 @@ Routing::Routing(const std::string& text) : text_(text) {
   }
 }
 
-std::vector<int64_t> Routing::rows_per_expert(int64_t tokens, int64_t experts, int64_t top_k,
-                                              uint64_t seed) const {
-  std::vector<int64_t> rows(static_cast<size_t>(experts));
+std::vector<int32_t> Routing::expert_ids(int64_t tokens, int64_t experts, int64_t top_k,
+                                         uint64_t seed) const {
+  std::vector<int32_t> ids;
+  ids.reserve(static_cast<size_t>(tokens * top_k));
   if (kind_ == Kind::kTrace) {
     if (static_cast<int64_t>(trace_.front().size()) != top_k) {
       throw Error(fmt::format("{}: {} experts a token, but the problem has top_k = {}", file_,
@@ -100,15 +101,16 @@ std::vector<int64_t> Routing::rows_per_expert(int64_t tokens, int64_t experts, i
           throw Error(fmt::format("{}:{}: expert {}, but the problem has {}", file_, line + 1,
                                   expert, experts));
         }
-        ++rows[static_cast<size_t>(expert)];
+        ids.push_back(static_cast<int32_t>(expert));
       }
     }
-    return rows;
+    return ids;
   }
   if (kind_ == Kind::kBalanced) {
-    for (int64_t slot = 0; slot < tokens * top_k; ++slot)
-      ++rows[static_cast<size_t>(slot % experts)];
-    return rows;
+    for (int64_t slot = 0; slot < tokens * top_k; ++slot) {
+      ids.push_back(static_cast<int32_t>(slot % experts));
+    }
+    return ids;
   }
 
   std::mt19937_64 random(seed);
@@ -123,8 +125,8 @@ std::vector<int64_t> Routing::rows_per_expert(int64_t tokens, int64_t experts, i
       log_weight[i] = -parameter_ * std::log(static_cast<double>(rank[i]));
     }
   }
-  const size_t hot = random() % rows.size();
-  std::vector<std::pair<double, size_t>> keys(rows.size());
+  const size_t hot = random() % log_weight.size();
+  std::vector<std::pair<double, size_t>> keys(log_weight.size());
   for (int64_t t = 0; t < tokens; ++t) {
     // The top_k largest of log-weight plus Gumbel noise are a draw without replacement.
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -135,8 +137,17 @@ std::vector<int64_t> Routing::rows_per_expert(int64_t tokens, int64_t experts, i
       keys[hot].first = unit(random) < parameter_ ? INFINITY : -INFINITY;
     }
     std::nth_element(keys.begin(), keys.begin() + (top_k - 1), keys.end(), std::greater<>());
-    for (int64_t k = 0; k < top_k; ++k) ++rows[keys[static_cast<size_t>(k)].second];
+    for (int64_t k = 0; k < top_k; ++k) {
+      ids.push_back(static_cast<int32_t>(keys[static_cast<size_t>(k)].second));
+    }
   }
+  return ids;
+}
+
+std::vector<int64_t> Routing::rows_per_expert(int64_t tokens, int64_t experts, int64_t top_k,
+                                              uint64_t seed) const {
+  std::vector<int64_t> rows(static_cast<size_t>(experts));
+  for (const int32_t id : expert_ids(tokens, experts, top_k, seed)) ++rows[static_cast<size_t>(id)];
   return rows;
 }
 

@@ -15,9 +15,13 @@ class Routing {
 
   const std::string& text() const { return text_; }
 
-  // Rows of each expert when `tokens` tokens choose top_k distinct experts of `experts`. A trace
-  // gives its first tokens, from the beginning again when there are too few. Throws tools::Error
-  // when the trace is of another shape.
+  // [tokens, top_k]: the distinct experts of `experts` that each token chooses. A trace gives its
+  // first tokens, from the beginning again when there are too few. Throws tools::Error when the
+  // trace is of another shape.
+  std::vector<int32_t> expert_ids(int64_t tokens, int64_t experts, int64_t top_k,
+                                  uint64_t seed) const;
+
+  // How often each expert is among them.
   std::vector<int64_t> rows_per_expert(int64_t tokens, int64_t experts, int64_t top_k,
                                        uint64_t seed) const;
 

@@ -128,7 +128,8 @@ TEST(LimitsKernelList, IsOrderedAndEndsComplete) {
 TEST(LimitsMeter, MeasuresPositiveLimits) {
   for (int threads : {1, 2}) {
     LimitsMeter meter;
-    const Status status = LimitsMeter::create(threads, &meter);
+    // Small, as the figures do not matter here.
+    const Status status = LimitsMeter::create(threads, &meter, 1 << 24);
     ASSERT_TRUE(status.ok()) << status.message();
     const Limits limits = meter.measure();
     EXPECT_GT(limits.dot_peak_gops.f32, 0);

@@ -8,11 +8,13 @@
 #include <numeric>
 #include <string>
 
-#include "bench/opbench/grouped_matmul_bench.h"
 #include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/measure.h"
+#include "bench/opbench/operators.h"
 #include "bench/opbench/problem.h"
 #include "bench/opbench/result.h"
 #include "bench/opbench/routing.h"
+#include "bench/opbench/row_bench.h"
 #include "bench/opbench/verify.h"
 #include "tools/tensor_file/error.h"
 
@@ -93,7 +95,34 @@ TEST(Problem, BrokenFilesAreNamedWithTheirField) {
   has(load("{" + rest + R"("hidden": 8.5, "top_k": 1})"), "hidden = 8.5");
   has(load("{" + rest + R"("hidden": 8, "top_k": 3})"), "top_k = 3 of experts = 2");
   has(load("{" + rest + R"("hidden": 8, "top_k": 1, "colour": 1})"), "unknown field");
+  const auto gating = [&](const std::string& fields) {
+    return load("{" + rest + R"("hidden": 8, "top_k": 1, "gating": )" + fields + "}");
+  };
+  has(gating("7"), "gating is not a JSON object");
+  has(gating(R"({"score": "relu"})"), R"(score = "relu", expected softmax or sigmoid)");
+  has(gating(R"({"group_select": 1})"), "group_select = 1, expected max or top2_sum");
+  has(gating(R"({"bias": 1})"), "bias = 1, expected true or false");
+  has(gating(R"({"group_count": 0})"), "group_count = 0");
+  has(gating(R"({"group_count": 3})"), "1 of 3 groups of 2 experts");
+  has(gating(R"({"k_group": 2})"), "2 of 1 groups of 2 experts");
+  has(gating(R"({"routed_scaling_factor": "2"})"), "expected a number");
+  has(gating(R"({"softmax": true})"), "unknown field");
   has(error_of([] { load_problem("no-such-model"); }), "qwen3-30b-a3b");
+}
+
+TEST(Problem, KnowsItsRouter) {
+  const Gating deepseek = load_problem("deepseek-v3").gating;
+  EXPECT_EQ(deepseek.score, GatingScore::kSigmoid);
+  EXPECT_TRUE(deepseek.bias);
+  EXPECT_EQ(deepseek.group_count, 8);
+  EXPECT_EQ(deepseek.k_group, 4);
+  EXPECT_EQ(deepseek.group_select, GroupSelect::kTop2Sum);
+  EXPECT_TRUE(deepseek.renormalize);
+  EXPECT_EQ(deepseek.routed_scaling_factor, 2.5f);
+  const Gating mixtral = load_problem("mixtral-8x7b").gating;
+  EXPECT_EQ(mixtral.score, GatingScore::kSoftmax);
+  EXPECT_FALSE(mixtral.bias);
+  EXPECT_EQ(mixtral.group_count, 1);
 }
 
 TEST(Routing, EveryTokenChoosesDistinctExperts) {
@@ -220,21 +249,31 @@ TEST(Verify, EveryImplementationIsRight) {
   }
 }
 
+// One for all tests, of what its caches hold: the figures do not matter here.
+const LimitsMeter& shared_meter() {
+  static const LimitsMeter meter = [] {
+    LimitsMeter fresh;
+    EXPECT_TRUE(LimitsMeter::create(2, &fresh, 1 << 24).ok());
+    return fresh;
+  }();
+  return meter;
+}
+
 // The whole run on a small problem: results as the JSON promises them.
 TEST(RunGroupedMatmul, SmallProblem) {
-  GroupedMatmulOptions options;
+  Options options;
   options.problem = {"small", 64, 32, 8, 2, 0};
   options.gemms = {"w13", "w2"};
   options.tokens = {1, 40};
   options.routing.emplace("uniform");
+  options.dtype = "f32";
   options.impls = {"moeops", "openblas"};
   options.threads = 2;
   options.cold = false;
   options.reps = 3;
   options.min_seconds = 0;
-  LimitsMeter meter;
-  ASSERT_TRUE(LimitsMeter::create(2, &meter).ok());
-  const std::vector<Result> results = run_grouped_matmul(options, meter, [](const std::string&) {});
+  const std::vector<Result> results =
+      grouped_matmul_operator().run(options, shared_meter(), [](const std::string&) {});
   ASSERT_EQ(results.size(), 8u);
   for (const Result& r : results) {
     EXPECT_TRUE(r.verified) << r.wrong;
@@ -265,6 +304,100 @@ TEST(RunGroupedMatmul, SmallProblem) {
   EXPECT_EQ(results[7].impl, "openblas");
 }
 
+// Every operator without weights, in all its forms and dtypes: verified, and its bytes counted.
+TEST(RunRows, SmallProblem) {
+  Options options;
+  options.problem = {"small", 70, 24, 8, 2, 0};
+  options.problem.gating.bias = true;
+  options.tokens = {1, 90};
+  options.routing.emplace("uniform");
+  options.impls = {"moeops"};
+  options.threads = 2;
+  options.cold = false;
+  options.reps = 1;
+  options.min_seconds = 0;
+  for (const Operator& op : operators()) {
+    if (op.takes_rows) continue;
+    options.variants = op.variants;
+    // The other dtypes differ in nothing that is measured, and the limits take their time.
+    options.dtype = op.dtypes.front();
+    const std::vector<Result> results = op.run(options, shared_meter(), [](const std::string&) {});
+    ASSERT_EQ(results.size(), 2 * std::max<size_t>(op.variants.size(), 1)) << op.name;
+    for (const Result& r : results) {
+      EXPECT_TRUE(r.verified) << r.repro << ": " << r.wrong;
+      EXPECT_GT(r.median_ms, 0);
+      EXPECT_GT(r.read_bytes, 0);
+      EXPECT_GT(r.written_bytes, 0);
+      EXPECT_GT(r.copy_gbps, 0);
+      EXPECT_DOUBLE_EQ(r.tokens_per_s, 1e3 * static_cast<double>(r.tokens) / r.median_ms);
+      EXPECT_DOUBLE_EQ(r.roofline_fraction, r.roofline_ms / r.median_ms);
+      EXPECT_EQ(r.repro.find("--gemm"), std::string::npos);
+      EXPECT_EQ(r.repro.find("--variant " + r.variant) != std::string::npos, !r.variant.empty());
+    }
+    EXPECT_NE(table(results).find("median us"), std::string::npos);
+    if (op.name == "init_routing") {
+      EXPECT_EQ(results[1].read_bytes, 90 * (70 * 2 + 2 * 4));
+      EXPECT_EQ(results[1].written_bytes, 90 * 2 * (70 * 2 + 4) + 8 * 8);
+    }
+  }
+}
+
+// y = x + 1, with one mistake.
+class PlusOne final : public RowCase {
+ public:
+  enum class Mistake { kNone, kOneElement, kUnwritten, kNan };
+  PlusOne(int64_t rows, Mistake mistake) : RowCase(rows), mistake_(mistake) {
+    x_ = floats("x", {DType::kF32, {rows, 3}}, 1.0f);
+    y_ = output("y", {DType::kF32, {rows, 3}});
+  }
+  void bind(int64_t inputs, int64_t outputs, Rows rows) override {
+    x_view_ = view(x_, inputs, rows);
+    y_view_ = view(y_, outputs, rows);
+  }
+  Status run(Context* context) override {
+    for (int64_t i = 0; i < x_view_.dim(0); ++i) {
+      for (int64_t j = 0; j < 3; ++j) y_view_.row<float>(i)[j] = x_view_.row<float>(i)[j] + 1.0f;
+    }
+    float* last = y_view_.row<float>(y_view_.dim(0) - 1) + 2;
+    if (context == nullptr || mistake_ == Mistake::kNone) return {};
+    if (mistake_ == Mistake::kOneElement) *last += 0.001f;
+    if (mistake_ == Mistake::kNan) *last = NAN;
+    if (mistake_ == Mistake::kUnwritten) *last = garbage_ ? 3.0f : 2.0f;
+    garbage_ = !garbage_;
+    return {};
+  }
+
+ private:
+  Mistake mistake_;
+  bool garbage_ = false;
+  Id x_, y_;
+  TensorView x_view_, y_view_;
+};
+
+TEST(RowCase, SeesEveryMistake) {
+  for (const int64_t rows : {1, 64, 1000}) {
+    const auto verdict = [&](PlusOne::Mistake mistake) {
+      PlusOne the_case(rows, mistake);
+      std::vector<float> memory(static_cast<size_t>(2 * the_case.set_bytes() / 4));
+      the_case.place(memory.data(), 2);
+      Context context;
+      return the_case.verify(&context, 1);
+    };
+    const std::string last = "y[" + std::to_string(rows - 1) + ",2]";
+    EXPECT_EQ(verdict(PlusOne::Mistake::kNone), "");
+    EXPECT_EQ(verdict(PlusOne::Mistake::kOneElement).find(last + " = "), 0u);
+    EXPECT_EQ(verdict(PlusOne::Mistake::kNan).find(last + " is not finite"), 0u);
+    EXPECT_EQ(verdict(PlusOne::Mistake::kUnwritten).find(last + " is not written"), 0u);
+  }
+}
+
+TEST(RowLoad, SortsLikeTheContract) {
+  const Problem problem = {"small", 8, 8, 4, 2, 0};
+  const RowLoad load = {problem, 3, DType::kF32, "", {2, 0, 2, 3, 0, 2}};
+  EXPECT_EQ(load.counts(), (List{2, 0, 3, 1}));
+  EXPECT_EQ(load.sorted_rows(), (std::vector<int32_t>{2, 0, 3, 5, 1, 4}));
+}
+
 TEST(Regressions, OnlyBeyondPercentAndNoise) {
   Result r;
   r.op = "grouped_matmul";
@@ -290,6 +423,10 @@ TEST(Regressions, OnlyBeyondPercentAndNoise) {
   EXPECT_TRUE(regressions({other}, file.path(), 5).empty()) << "unsteady";
   EXPECT_NE(error_of([&] { regressions({r}, "/no/such/file", 5); }).find("cannot be read"),
             std::string::npos);
+  other = r;
+  other.median_ms = 9;
+  other.variant = "dynamic";
+  EXPECT_TRUE(regressions({other}, file.path(), 5).empty()) << "another form";
   const TextFile broken("broken.json", R"({"results": [{}]})");
   EXPECT_NE(error_of([&] { regressions({r}, broken.path(), 5); }).find("not written by opbench"),
             std::string::npos);

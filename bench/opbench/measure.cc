@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/opbench/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+
+#include "tools/tensor_file/error.h"
+
+namespace moeops::bench {
+
+using tools::Error;
+
+namespace {
+
+double quantile(const std::vector<double>& sorted, double q) {
+  const double at = q * static_cast<double>(sorted.size() - 1);
+  const auto low = static_cast<size_t>(at);
+  const size_t high = std::min(low + 1, sorted.size() - 1);
+  return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
+}
+
+bool agree(const std::vector<double>& a, const std::vector<double>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::fabs(a[i] - b[i]) > 0.1 * std::max(a[i], b[i])) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+double Measured::limit(size_t i) const {
+  double sum = 0;
+  for (const std::vector<double>& reading : limits) sum += reading[i];
+  return sum / static_cast<double>(limits.size());
+}
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string key; file >> key;) {
+    if (key == "MemAvailable:") {
+      int64_t kib = 0;
+      file >> kib;
+      return kib << 10;
+    }
+  }
+  return int64_t{4} << 30;
+}
+
+int64_t cold_bytes() { return 2 * std::max(machine().l3_bytes, int64_t{32} << 20); }
+
+void measure(const Options& options, const std::function<std::vector<double>()>& read_limits,
+             const std::function<double()>& timed_call, Measured& measured) {
+  std::vector<double> times;
+  std::vector<double> before;
+  std::vector<double> after;
+  bool steady = false;
+  for (int attempt = 0; attempt < 3 && !steady; ++attempt) {
+    times.clear();
+    before = read_limits();
+    (void)timed_call();  // wakes the workers
+    double total = 0;
+    while (static_cast<int64_t>(times.size()) < (options.reps + 1) / 2 ||
+           (total < options.min_seconds / 2 && times.size() < 1000)) {
+      times.push_back(timed_call());
+      total += times.back();
+    }
+    after = read_limits();
+    steady = agree(before, after);
+  }
+  measured.times.insert(measured.times.end(), times.begin(), times.end());
+  measured.limits.push_back(before);
+  measured.limits.push_back(after);
+  measured.steady = measured.steady && steady;
+}
+
+void visit_forth_and_back(size_t count, const std::function<void(size_t, bool)>& visit) {
+  for (size_t step = 0; step < 2 * count; ++step) {
+    const bool forth = step < count;
+    visit(forth ? step : 2 * count - 1 - step, forth);
+  }
+}
+
+void fill_times(const Measured& measured, Result& result) {
+  std::vector<double> times = measured.times;
+  std::sort(times.begin(), times.end());
+  const double median = quantile(times, 0.5);
+  result.steady = measured.steady;
+  result.reps = static_cast<int64_t>(times.size());
+  result.median_ms = 1e3 * median;
+  result.min_ms = 1e3 * times.front();
+  result.spread = (quantile(times, 0.75) - quantile(times, 0.25)) / median;
+}
+
+std::string common_repro(const Options& options, const Result& r) {
+  std::string load;
+  if (r.tokens > 0) {
+    load = fmt::format("--tokens {} --routing {}", r.tokens, r.routing);
+  } else {
+    load = fmt::format("--rows {}", fmt::join(options.rows, ","));
+  }
+  std::string text = fmt::format("opbench --op {} --problem {}{}{} {} --dtype {}", r.op, r.problem,
+                                 r.gemm.empty() ? "" : " --gemm ", r.gemm, load, r.dtype);
+  if (!r.variant.empty()) text += fmt::format(" --variant {}", r.variant);
+  text += fmt::format(" --impl {} --threads {} --weights {} --reps {} --seed {}", r.impl, r.threads,
+                      options.cold ? "cold" : "warm", options.reps, options.seed);
+  if (options.isa.has_value()) text += fmt::format(" --isa {}", to_string(*options.isa));
+  return text;
+}
+
+Isa isa_of(const Options& options) {
+  Isa isa = Isa::kScalar;
+  if (const Status status = default_isa(&isa); !status.ok()) throw Error(status.message());
+  return options.isa.value_or(isa);
+}
+
+}  // namespace moeops::bench

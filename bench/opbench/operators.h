@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <moeops/ops/core/machine.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/limits/limits.h"
+#include "bench/opbench/problem.h"
+#include "bench/opbench/result.h"
+#include "bench/opbench/routing.h"
+
+namespace moeops::bench {
+
+// What the command line asks of every operator.
+struct Options {
+  Problem problem;
+  std::vector<std::string> gemms;  // of w13 and w2
+  std::vector<int64_t> tokens;
+  // Instead of tokens: rows of every expert (one value), or of the first experts (several).
+  std::vector<int64_t> rows;
+  std::optional<Routing> routing;
+  std::string dtype;
+  std::vector<std::string> variants;  // empty for an operator of one form
+  std::vector<std::string> impls;
+  std::optional<Isa> isa;
+  int threads = 1;
+  bool cold = true;
+  int64_t reps = 9;
+  double min_seconds = 0.2;
+  uint64_t seed = 1;
+  bool explain = false;
+};
+
+using Progress = std::function<void(const std::string&)>;
+
+// An operator's benchmark: what it can be asked, and the function that does it.
+struct Operator {
+  std::string name;
+  std::vector<std::string> dtypes;    // the first by default
+  std::vector<std::string> variants;  // forms that cost differently; the first by default
+  std::vector<std::string> impls;     // all but ref by default
+  std::string tokens;                 // by default
+  bool takes_rows = false;            // --rows too
+  // Measures every implementation on every load; `progress` is told what is being done. Throws
+  // tools::Error.
+  std::function<std::vector<Result>(const Options&, const LimitsMeter&, const Progress&)> run;
+};
+
+// All of them, in the order of a layer's call.
+const std::vector<Operator>& operators();
+
+// Each stands in a file of its name.
+Operator gating_top_k_operator();
+Operator init_routing_operator();
+Operator token_permute_operator();
+Operator token_unpermute_operator();
+Operator finalize_routing_operator();
+Operator dynamic_quant_operator();
+Operator swiglu_operator();
+Operator dequant_swiglu_quant_operator();
+Operator grouped_matmul_operator();
+
+}  // namespace moeops::bench

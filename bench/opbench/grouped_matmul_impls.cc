@@ -8,8 +8,7 @@
 #include <atomic>
 #include <optional>
 
-#include "ops/grouped_matmul/kernels.h"
-#include "ops/grouped_matmul/plan.h"
+#include "ops/grouped_matmul/tile_driver.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {
@@ -32,7 +31,8 @@ class Moeops final : public GroupedMatmulImpl {
   void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) override {
     context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
     check(context_->status());
-    check(PackedWeights::create(DType::kF32, experts, gemm.n, gemm.k, &weights_));
+    check(PackedWeights::create(
+        {.dtype = DType::kF32, .experts = experts, .n = gemm.n, .k = gemm.k}, &weights_));
     // One expert at a time and a worker: never a second copy of the weights.
     std::atomic<bool> failed{false};
 #pragma omp parallel num_threads(threads)
@@ -45,12 +45,9 @@ class Moeops final : public GroupedMatmulImpl {
       }
     }
     if (failed) throw Error("packing the weights failed");
-    using namespace grouped_matmul_internal;
-    const TileKernel* kernel = nullptr;
-    const void* code = nullptr;
-    check(choose_kernel(*context_, {gemm.k, gemm.k, weights_.panel_width(weights_.panels() - 1)},
-                        &kernel, &code));
-    kernel_ = fmt::format("{} tiles, {}", kernel->name, to_string(context_->isa()));
+    grouped_matmul_internal::TileDriver driver;
+    check(driver.prepare(*context_, weights_, 1, 1, threads, false));
+    kernel_ = fmt::format("{} tiles, {}", driver.kernel().name, to_string(context_->isa()));
   }
 
   void unload() override { weights_ = PackedWeights(); }
@@ -67,15 +64,11 @@ class Moeops final : public GroupedMatmulImpl {
   }
 
   std::string explain(const GemmCall& call) const override {
-    using namespace grouped_matmul_internal;
-    const grouped_matmul_internal::Problem problem = {
-        .rows = call.rows,
-        .active_groups = static_cast<int64_t>(call.groups.size()),
-        .n = weights_.n(),
-        .k = weights_.k(),
-        .element_bytes = size_of(weights_.dtype()),
-        .l2_bytes = machine().l2_bytes,
-        .workers = context_->workers()};
+    grouped_matmul_internal::TileDriver driver;
+    const auto groups = static_cast<int64_t>(call.groups.size());
+    check(driver.prepare(*context_, weights_, call.rows, groups, context_->workers(), false));
+    grouped_matmul_internal::Problem problem = driver.problem();
+    problem.groups = {call.rows, groups};
     return describe(problem, make_plan(problem));
   }
 

@@ -8,13 +8,9 @@
 #include <cstdint>
 
 #include "ops/core/arg_check.h"
+#include "ops/grouped_matmul/plan.h"
 
 namespace moeops::grouped_matmul_internal {
-
-struct GroupTotals {
-  int64_t rows = 0;    // of all groups together
-  int64_t active = 0;  // groups that have any
-};
 
 // The shape that a group_list of this type has.
 inline void check_group_list_view(ArgCheck& check, const ConstTensorView& list, ListType type,
@@ -49,9 +45,9 @@ void for_each_group(const ConstTensorView& list, ListType type, Visitor visit) {
 
 // The list's values: non-negative, cumsum non-decreasing, experts in [0, experts), at most
 // max_rows rows together.
-inline GroupTotals check_group_list(ArgCheck& check, const ConstTensorView& list, ListType type,
-                                    int64_t experts, int64_t max_rows) {
-  GroupTotals totals;
+inline GroupStatistics check_group_list(ArgCheck& check, const ConstTensorView& list, ListType type,
+                                        int64_t experts, int64_t max_rows) {
+  GroupStatistics totals;
   if (!check.ok()) return totals;
   int64_t g = 0;
   for_each_group(list, type, [&](int64_t expert, int64_t row, int64_t rows) {

@@ -47,7 +47,6 @@ enum class Uncovered { kZero, kKeep };
 // ERRORS  invalid_argument, found before anything is written: a missing or malformed view, sizes
 //   that disagree, dtypes that no line above names, a negative count, a decreasing cumsum, an
 //   expert outside [0, E), more rows than M, K > 65536 in s8, y overlapping an input.
-//   unsupported: the optimised form has f32 only so far.
 //   out_of_memory: scratch; nothing is written.
 // EMPTY, NAN  M, N, E or K may be 0 (K = 0: acc = 0). A NaN or infinity in a row of x reaches that
 //   row of y only; one in w[e][n] the column n of e's rows.

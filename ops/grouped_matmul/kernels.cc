@@ -15,14 +15,17 @@ const TileKernel* const kTileKernels[] = {
 
 const int kTileKernelCount = sizeof(kTileKernels) / sizeof(kTileKernels[0]);
 
-Status choose_kernel(Context& ctx, const TileForm& form, const TileKernel** kernel,
+Status choose_kernel(Context& ctx, DType dtype, const TileForm& form, const TileKernel** kernel,
                      const void** code) {
   for (const TileKernel* candidate : kTileKernels) {
-    if (candidate->isa > ctx.isa() || !candidate->prepare(ctx, form, code)) continue;
+    if (candidate->dtype != dtype || candidate->isa > ctx.isa()) continue;
+    *code = nullptr;
+    if (candidate->prepare != nullptr && !candidate->prepare(ctx, form, code)) continue;
     *kernel = candidate;
     return {};
   }
-  return {StatusCode::kInternal, "grouped_matmul: no kernel for %s", to_string(ctx.isa())};
+  return {StatusCode::kInternal, "grouped_matmul: no kernel for %s on %s", to_string(dtype),
+          to_string(ctx.isa())};
 }
 
 }  // namespace moeops::grouped_matmul_internal

@@ -9,48 +9,64 @@
 
 namespace moeops::grouped_matmul_internal {
 
-// Rows of a tile. On AVX-512 a tile of 6 x 64 keeps 24 accumulators, 4 registers of weights and a
-// broadcast in 32 registers; it needs 2 FMA units x 4 cycles of latency = 8 chains at least.
-inline constexpr int kTileRows = 6;
-inline constexpr int kTileColumns = PackedWeights::kPanelColumns;
+// All dtypes have the same geometry in bytes: a row's next 64 bytes of k (a chunk: 16 f32, 32 bf16,
+// 64 s8) meet 16 rows of a panel, each of which has 4 bytes for every column.
+inline constexpr int kPanelColumns = PackedWeights::kPanelColumns;
+inline constexpr int kChunkBytes = PackedWeights::kChunkBytes;
+inline constexpr int kChunkGroups = kChunkBytes / 4;
 
-// c[r][j] += sum over k ascending of x[r][k] * panel[k][j], each element one chain of additions
-// that starts from what c holds, so that a K cut into blocks gives the bits of one that was not.
+// Rows as kernels read them, made by pack_rows: [blocks of row_block rows][k chunk][row_block][64
+// bytes], so that a block's rows of a chunk are adjacent: no two of them compete for a cache set,
+// and a matrix instruction loads them with one stride. Rows that fill the last block, and k beyond
+// K, are zero (f32, bf16) or anything (u8: the weights there are zero). s8 rows become u8 = s8 +
+// 128, which the dot instructions want; the driver takes 128 * (column sum) off again.
+//
+// c[r][j] = (accumulate ? c[r][j] : 0) + sum over k ascending of x[r][k] * panel[k][j]
+//
+// each element one chain of operations, so that a K cut into calls gives the bits of one that was
+// not, and a row's bits do not depend on the rows beside it.
 struct Tile {
-  const float* panel;  // [k][width]
-  int width;           // 32, 48 or 64
-  const float* x;      // [rows][k], rows x_stride apart
-  int64_t x_stride;
-  int rows;  // 1 to kTileRows
-  int64_t k;
-  float* c;  // [rows][kTileColumns]
+  const char* panel;      // k_chunks * 16 rows of width * 4 bytes
+  int width;              // 32, 48 or 64
+  const char* x;          // the first block, at the first chunk of this call
+  int64_t x_block_bytes;  // from one block of rows to the next: all of K's chunks
+  int rows;               // 1 to the kernel's tile_rows
+  int64_t k_chunks;       // 1 and more
+  void* c;  // [whole blocks][kPanelColumns] f32, or s32 for s8; 64-byte aligned; rows beyond
+            // `rows` and columns beyond `width` may be written, and mean nothing
+  bool accumulate;
+  // Memory that will be read soon (the next panel): a kernel that can asks for it, spread evenly
+  // over its run: bursts would wait for the fill buffers.
+  const char* prefetch;    // 64-byte aligned; may be null
+  int64_t prefetch_lines;  // of 64 bytes
 };
 
-// What the tiles of a call have in common.
 struct TileForm {
-  int64_t x_stride;
-  int64_t k;       // of the whole problem; blocks of it are multiples of kBlockUnit, but the last
-  int last_width;  // of the last panel; the others have kTileColumns
+  int last_width;    // of the last panel; the others have kPanelColumns
+  int64_t k_chunks;  // of the whole problem
 };
-
-// K is cut in multiples of this: whole cache lines, and the unit of libxsmm's batch reduction.
-inline constexpr int64_t kBlockUnit = 64;
 
 struct TileKernel {
   const char* name;
-  Isa isa;  // the least that it needs
+  DType dtype;    // of the weights: f32, bf16 or s8
+  Isa isa;        // the least that it needs
+  int row_block;  // rows of a block of x
+  int tile_rows;  // most rows of a call; whole blocks
   // Gets whatever `run` needs for such tiles, from the context's cache if it is there. False: this
-  // kernel cannot do them, the next one must.
+  // kernel cannot do them, the next one must. Null: there is nothing to prepare.
   bool (*prepare)(Context& ctx, const TileForm& form, const void** code);
   void (*run)(const void* code, const Tile& tile);
+  // Called by every worker before its first and after its last run of a call; may be null.
+  void (*begin)();
+  void (*end)();
 };
 
 // Every kernel of kernels.inc, best first.
 extern const TileKernel* const kTileKernels[];
 extern const int kTileKernelCount;
 
-// The best kernel that the context's ISA allows and that can be prepared.
-Status choose_kernel(Context& ctx, const TileForm& form, const TileKernel** kernel,
+// The best kernel for the dtype that the context's ISA allows and that can be prepared.
+Status choose_kernel(Context& ctx, DType dtype, const TileForm& form, const TileKernel** kernel,
                      const void** code);
 
 }  // namespace moeops::grouped_matmul_internal

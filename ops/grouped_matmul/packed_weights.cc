@@ -1,113 +1,285 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
 #include <moeops/ops/packed_weights.h>
 #include <omp.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
 #include <cinttypes>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
 
 #include "ops/core/arg_check.h"
+#include "ops/grouped_matmul/pack_panel.h"
 
 namespace moeops {
 
+using grouped_matmul_internal::PanelPacker;
+using grouped_matmul_internal::PanelSource;
+
+namespace grouped_matmul_internal {
+extern const PanelPacker pack_panel_avx512;
+extern const PanelPacker pack_panel_avx2;
+extern const PanelPacker pack_panel_scalar;
+}  // namespace grouped_matmul_internal
+
 namespace {
 
-// Widths that the kernels take; libxsmm's other widths change a row's bits with the row count.
+constexpr int64_t kMaxKOfS8 = 65536;
+
+// Below this many bytes of weights, starting workers costs more than packing.
+constexpr int64_t kMinBytesInParallel = int64_t{256} << 10;
+
+// 32, 48 or 64: libxsmm's other widths change a row's bits with the row count.
 int padded_width(int64_t columns) { return columns <= 32 ? 32 : columns <= 48 ? 48 : 64; }
+
+constexpr ArgCheck::DTypes kFloats = {DType::kF32, DType::kBf16, DType::kF16};
+constexpr ArgCheck::DTypes kFloatsAndS8 = {DType::kF32, DType::kBf16, DType::kF16, DType::kS8};
+
+ArgCheck::DTypes sources_of(DType dtype) { return dtype == DType::kS8 ? kFloatsAndS8 : kFloats; }
+
+bool is_one_scale(const ConstTensorView& w_scale) {
+  return w_scale.rank == 1 && w_scale.dim(0) == 1;
+}
+
+const PanelPacker& choose_panel_packer(Isa isa) {
+  using namespace grouped_matmul_internal;
+  for (const PanelPacker* packer : {&pack_panel_avx512, &pack_panel_avx2}) {
+    if (packer->isa <= isa) return *packer;
+  }
+  return pack_panel_scalar;
+}
+
+const char* no_scale_reason(const ConstTensorView& w) {
+  return w.dtype == DType::kS8 ? "the pack has no scales" : "w is not s8";
+}
 
 }  // namespace
 
-int PackedWeights::panel_width(int64_t panel) const {
-  return padded_width(std::min<int64_t>(n_ - panel * kPanelColumns, kPanelColumns));
+// What all panels of an expert have in common.
+struct PackedWeights::Source {
+  const PanelPacker* packer;
+  const void* w;
+  DType dtype;
+  bool transposed;
+  int64_t row_stride;
+  const float* scales;
+  int64_t scale_step;
+};
+
+PackedWeights& PackedWeights::operator=(PackedWeights&& other) noexcept {
+  std::swap(form_, other.form_);
+  std::swap(panels_, other.panels_);
+  std::swap(k_chunks_, other.k_chunks_);
+  std::swap(last_width_, other.last_width_);
+  std::swap(expert_bytes_, other.expert_bytes_);
+  std::swap(scales_offset_, other.scales_offset_);
+  std::swap(sums_offset_, other.sums_offset_);
+  std::swap(buffer_, other.buffer_);
+  std::swap(data_, other.data_);
+  std::swap(read_only_, other.read_only_);
+  return *this;
 }
 
-Status PackedWeights::create(DType dtype, int64_t experts, int64_t n, int64_t k,
-                             PackedWeights* out) {
-  if (dtype != DType::kF32) {
-    return {StatusCode::kUnsupported, "PackedWeights: dtype %s; only f32 is packed so far",
-            to_string(dtype)};
-  }
-  if (experts < 0 || n < 0 || k < 0) {
-    return {StatusCode::kInvalidArgument,
-            "PackedWeights: a size of [%" PRId64 ", %" PRId64 ", %" PRId64 "] is negative", experts,
-            n, k};
-  }
-  const int64_t whole = n / kPanelColumns * kPanelColumns;
-  const int64_t padded = n > whole ? whole + padded_width(n - whole) : n;
-  // Experts start on 64-byte boundaries: panels are whole multiples of 32 floats, so they do.
-  int64_t stride = 0;
+Status PackedWeights::lay_out(const PackedWeightsForm& form) {
+  ArgCheck check("PackedWeights");
+  const bool s8 = form.dtype == DType::kS8;
+  const bool gate_up = form.role == WeightRole::kGateUp;
+  check.require(s8 || form.dtype == DType::kF32 || form.dtype == DType::kBf16,
+                "form.dtype = %s is not f32, bf16 or s8", to_string(form.dtype));
+  check.require(form.experts >= 0 && form.n >= 0 && form.k >= 0,
+                "a size of [%" PRId64 ", %" PRId64 ", %" PRId64 "] is negative", form.experts,
+                form.n, form.k);
+  check.require(!s8 || form.k <= kMaxKOfS8,
+                "form.k = %" PRId64 " is more than %" PRId64 ", beyond which s32 overflows", form.k,
+                kMaxKOfS8);
+  check.require(gate_up || form.role == WeightRole::kPlain, "form.role = %d is none",
+                static_cast<int>(form.role));
+  check.require(
+      form.gate == Gate::kLeft || form.gate == Gate::kRight || form.gate == Gate::kInterleaved,
+      "form.gate = %d is none", static_cast<int>(form.gate));
+  check.require(!gate_up || form.n % 2 == 0,
+                "form.n = %" PRId64 " is odd: gate and up have as many channels each", form.n);
+  MOEOPS_RETURN_IF_ERROR(check.finish());
+
+  const int64_t whole = form.n / kPanelColumns;
+  const int64_t rest = form.n % kPanelColumns;
+  const int rest_width = gate_up ? 2 * (rest <= 32 ? 16 : 32) : padded_width(rest);
+  const int64_t chunk_elements = kChunkBytes / size_of(form.dtype);
+  const int64_t chunks = form.k / chunk_elements + (form.k % chunk_elements != 0 ? 1 : 0);
+  int64_t padded_n = whole * kPanelColumns;
+  int64_t panels_bytes = 0;
+  int64_t column_bytes = 0;  // of scales, or of sums
+  int64_t expert_bytes = 0;
   int64_t bytes = 0;
-  if (n > INT64_MAX - kPanelColumns || __builtin_mul_overflow(padded, k, &stride) ||
-      __builtin_mul_overflow(stride, experts, &bytes) ||
-      __builtin_mul_overflow(bytes, size_of(dtype), &bytes)) {
+  if (__builtin_add_overflow(padded_n, rest > 0 ? rest_width : 0, &padded_n) ||
+      __builtin_mul_overflow(padded_n, kChunkBytes, &panels_bytes) ||
+      __builtin_mul_overflow(panels_bytes, chunks, &panels_bytes) ||
+      __builtin_mul_overflow(padded_n, s8 ? 4 : 0, &column_bytes) ||
+      __builtin_add_overflow(panels_bytes, column_bytes, &expert_bytes) ||
+      __builtin_add_overflow(expert_bytes, column_bytes, &expert_bytes) ||
+      __builtin_mul_overflow(expert_bytes, form.experts, &bytes)) {
     return {StatusCode::kInvalidArgument,
             "PackedWeights: the product of [%" PRId64 ", %" PRId64 ", %" PRId64 "] overflows",
-            experts, n, k};
+            form.experts, form.n, form.k};
   }
+  form_ = form;
+  form_.scales = form.scales && s8;
+  panels_ = whole + (rest > 0 ? 1 : 0);
+  k_chunks_ = chunks;
+  last_width_ = rest > 0 ? rest_width : kPanelColumns;
+  expert_bytes_ = expert_bytes;
+  scales_offset_ = panels_bytes;
+  sums_offset_ = panels_bytes + column_bytes;
+  return {};
+}
+
+Status PackedWeights::create(const PackedWeightsForm& form, PackedWeights* out) {
   PackedWeights fresh;
-  MOEOPS_RETURN_IF_ERROR(HugeBuffer::allocate(bytes, &fresh.buffer_));
-  fresh.dtype_ = dtype;
-  fresh.experts_ = experts;
-  fresh.n_ = n;
-  fresh.k_ = k;
-  fresh.expert_stride_ = stride;
+  MOEOPS_RETURN_IF_ERROR(fresh.lay_out(form));
+  MOEOPS_RETURN_IF_ERROR(HugeBuffer::allocate(fresh.bytes(), &fresh.buffer_));
+  fresh.data_ = static_cast<char*>(fresh.buffer_.data());
   *out = std::move(fresh);
   return {};
 }
 
-// Element (column, k) of the expert's weights lies at w[column * column_stride + k * k_stride].
-void PackedWeights::pack_panel(int64_t expert, int64_t panel, const float* w, int64_t column_stride,
-                               int64_t k_stride) {
+std::array<PackedWeights::ChannelRun, 2> PackedWeights::channels(int64_t panel) const {
   const int width = panel_width(panel);
-  const int64_t first = panel * kPanelColumns;
-  const int columns = static_cast<int>(std::min<int64_t>(n_ - first, kPanelColumns));
-  auto* to = static_cast<float*>(buffer_.data()) + expert * expert_stride_ + first * k_;
-  // Sixteen k at a time: a cache line of each column is read while its 4 KiB of output stay in L1.
-  for (int64_t k0 = 0; k0 < k_; k0 += 16) {
-    const int64_t k1 = std::min(k0 + 16, k_);
-    for (int j = 0; j < columns; ++j) {
-      const float* from = w + (first + j) * column_stride;
-      for (int64_t k = k0; k < k1; ++k) to[k * width + j] = from[k * k_stride];
-    }
+  if (form_.role == WeightRole::kPlain) {
+    const int64_t first = panel * kPanelColumns;
+    return {{{0, static_cast<int>(std::min<int64_t>(form_.n - first, width)), first, 1}, {}}};
   }
+  const int64_t intermediate = form_.n / 2;
+  const int64_t first = panel * (kPanelColumns / 2);
+  const int half = width / 2;
+  const auto count = static_cast<int>(std::min<int64_t>(intermediate - first, half));
+  const bool interleaved = form_.gate == Gate::kInterleaved;
+  const int64_t step = interleaved ? 2 : 1;
+  const int64_t gate = form_.gate == Gate::kRight ? intermediate : 0;
+  const int64_t up = interleaved ? 1 : intermediate - gate;
+  return {{{0, count, gate + first * step, step}, {half, count, up + first * step, step}}};
 }
 
-Status PackedWeights::pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w) {
+void PackedWeights::pack_panel(int64_t expert, int64_t panel, const Source& source) {
+  const int width = panel_width(panel);
+  const PanelSource from = {.w = source.w,
+                            .dtype = source.dtype,
+                            .transposed = source.transposed,
+                            .row_stride = source.row_stride,
+                            .k = form_.k,
+                            .runs = channels(panel),
+                            .scales = source.scales,
+                            .scale_step = source.scale_step};
+  const bool s8 = form_.dtype == DType::kS8;
+  char* expert_data = data_ + expert * expert_bytes_;
+  source.packer->run(from,
+                     {.dtype = form_.dtype,
+                      .width = width,
+                      .data = expert_data + panel * panel_bytes(),
+                      .scales = s8 ? const_cast<float*>(scales(expert, panel)) : nullptr,
+                      .sums = s8 ? const_cast<int32_t*>(column_sums(expert, panel)) : nullptr});
+}
+
+Status PackedWeights::pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w,
+                                  const ConstTensorView& w_scale) {
   ArgCheck check("PackedWeights::pack_expert");
-  check.require(dtype_ != DType::kNone, "nothing was created yet");
-  check.require(expert >= 0 && expert < experts_, "expert = %" PRId64 " is not in [0, %" PRId64 ")",
-                expert, experts_);
+  check.require(packed(), "nothing was created yet");
+  check.require(!read_only_, "the pack is mapped from a file, which is read-only");
+  check.require(expert >= 0 && expert < form_.experts,
+                "expert = %" PRId64 " is not in [0, %" PRId64 ")", expert, form_.experts);
   if (transpose_w) {
-    check.input("w", w, {dtype_}, {k_, n_});
+    check.input("w", w, sources_of(form_.dtype), {form_.k, form_.n});
   } else {
-    check.input("w", w, {dtype_}, {n_, k_});
+    check.input("w", w, sources_of(form_.dtype), {form_.n, form_.k});
+  }
+  if (form_.dtype == DType::kS8 && w.dtype != DType::kS8) {
+    check.require(form_.scales, "w is quantised, but the pack has no scales");
+  }
+  if (form_.scales && w.dtype == DType::kS8) {
+    check.input("w_scale", w_scale, {DType::kF32}, {is_one_scale(w_scale) ? 1 : form_.n});
+  } else {
+    check.absent("w_scale", w_scale, no_scale_reason(w));
+  }
+  if (check.ok()) {
+    auto* memory = reinterpret_cast<int8_t*>(data_ + expert * expert_bytes_);
+    check.output("expert", TensorView(memory, {expert_bytes_}), {DType::kS8}, {expert_bytes_});
   }
   MOEOPS_RETURN_IF_ERROR(check.finish());
-  for (int64_t panel = 0; panel < panels(); ++panel) {
-    pack_panel(expert, panel, w.row<float>(0), transpose_w ? 1 : w.row_stride,
-               transpose_w ? w.row_stride : 1);
+
+  Isa isa = Isa::kScalar;
+  MOEOPS_RETURN_IF_ERROR(default_isa(&isa));
+  const Source source = {.packer = &choose_panel_packer(isa),
+                         .w = w.data,
+                         .dtype = w.dtype,
+                         .transposed = transpose_w,
+                         .row_stride = w.row_stride,
+                         .scales = static_cast<const float*>(w_scale.data),
+                         .scale_step = is_one_scale(w_scale) ? 0 : 1};
+  for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(expert, panel, source);
+  return {};
+}
+
+Status PackedWeights::pack(Context& ctx, PackedWeightsForm form, const ConstTensorView& w,
+                           bool transpose_w, const ConstTensorView& w_scale, PackedWeights* out) {
+  MOEOPS_RETURN_IF_ERROR(ctx.status());
+  ArgCheck check("PackedWeights::pack");
+  Dim E{"E"}, N{"N"}, K{"K"};
+  Dim& rows = transpose_w ? K : N;
+  Dim& columns = transpose_w ? N : K;
+  const bool one_expert = w.rank == 2;
+  if (one_expert) {
+    E.value = 1;
+    check.input("w", w, sources_of(form.dtype), {rows, columns});
+  } else {
+    check.input("w", w, sources_of(form.dtype), {E, rows, columns});
   }
+  const bool one_scale = is_one_scale(w_scale);
+  if (w.dtype != DType::kS8) {
+    check.absent("w_scale", w_scale, no_scale_reason(w));
+  } else if (one_expert || one_scale) {
+    check.optional_input("w_scale", w_scale, {DType::kF32}, {one_scale ? Extent(1) : Extent(N)});
+  } else {
+    check.optional_input("w_scale", w_scale, {DType::kF32}, {E, N});
+  }
+  MOEOPS_RETURN_IF_ERROR(check.finish());
+
+  form.experts = E.value;
+  form.n = N.value;
+  form.k = K.value;
+  form.scales = w.dtype != DType::kS8 || w_scale.present();
+  PackedWeights fresh;
+  MOEOPS_RETURN_IF_ERROR(create(form, &fresh));
+  const PanelPacker* packer = &choose_panel_packer(ctx.isa());
+  const int64_t panels = fresh.panels_;
+  const int64_t count = fresh.form_.experts * panels;
+  const int workers = fresh.bytes() < kMinBytesInParallel ? 1 : ctx.workers();
+#pragma omp parallel for num_threads(workers) schedule(static) if (workers > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t expert = i / panels;
+    const auto* scales = static_cast<const float*>(w_scale.data);
+    const Source source = {.packer = packer,
+                           .w = static_cast<const char*>(w.data) +
+                                expert * rows.value * w.row_stride * size_of(w.dtype),
+                           .dtype = w.dtype,
+                           .transposed = transpose_w,
+                           .row_stride = w.row_stride,
+                           .scales = scales == nullptr || w_scale.rank < 2
+                                         ? scales
+                                         : scales + expert * w_scale.row_stride,
+                           .scale_step = one_scale ? 0 : 1};
+    fresh.pack_panel(expert, i % panels, source);
+  }
+  *out = std::move(fresh);
   return {};
 }
 
 Status PackedWeights::pack(Context& ctx, const ConstTensorView& w, bool transpose_w,
                            PackedWeights* out) {
-  MOEOPS_RETURN_IF_ERROR(ctx.status());
-  ArgCheck check("PackedWeights::pack");
-  Dim E{"E"}, rows{"rows"}, columns{"columns"};
-  check.input("w", w, {DType::kF32, DType::kBf16, DType::kF16, DType::kS8}, {E, rows, columns});
-  MOEOPS_RETURN_IF_ERROR(check.finish());
-  PackedWeights fresh;
-  MOEOPS_RETURN_IF_ERROR(create(w.dtype, E.value, transpose_w ? columns.value : rows.value,
-                                transpose_w ? rows.value : columns.value, &fresh));
-  const int64_t count = fresh.experts_ * fresh.panels();
-#pragma omp parallel for num_threads(ctx.workers()) schedule(static)
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t expert = i / fresh.panels();
-    fresh.pack_panel(expert, i % fresh.panels(), w.row<float>(expert * rows.value),
-                     transpose_w ? 1 : w.row_stride, transpose_w ? w.row_stride : 1);
-  }
-  *out = std::move(fresh);
-  return {};
+  return pack(ctx, {.dtype = w.dtype}, w, transpose_w, {}, out);
 }
 
 }  // namespace moeops

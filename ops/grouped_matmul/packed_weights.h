@@ -3,70 +3,154 @@
 
 #include <moeops/ops/core/context.h>
 #include <moeops/ops/core/huge_buffer.h>
+#include <moeops/ops/core/params.h>
 #include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 
+#include <array>
 #include <cstdint>
+#include <utility>
 
 namespace moeops {
 
+// What a pack is for. A gate-and-up pack holds [E, 2I, K], whose output columns pass through SwiGLU
+// in pairs; it brings gate and up of the same place into one panel, whatever order they came in.
+enum class WeightRole : uint8_t { kPlain = 0, kGateUp = 1 };
+
+// What is packed, and how.
+struct PackedWeightsForm {
+  DType dtype = DType::kF32;  // f32, bf16 or s8
+  int64_t experts = 0;        // E
+  int64_t n = 0;              // output channels; 2I with kGateUp
+  int64_t k = 0;              // input channels
+  WeightRole role = WeightRole::kPlain;
+  Gate gate = Gate::kLeft;  // where the gate lies in the source's 2I channels; kGateUp only
+  bool scales = true;  // every channel has one; s8 only. Without: products can leave as i32 only
+};
+
 // The weights of E experts, [E, N, K], in the order in which the kernels read them; owned.
 //
-// LAYOUT (version 1), f32
-//   Each expert is a row of panels: 64 output columns wide, the last one 32, 48 or 64, whatever
-//   holds the rest (columns beyond N are zero). A panel is [K][width]: the weights of one k for
-//   all its columns are adjacent, so that a kernel streams it from front to back. The same layout
-//   serves every ISA. Experts start on 64-byte boundaries.
+// LAYOUT (version 2), the same for every ISA
+//   An expert is a row of panels of kPanelColumns = 64 output columns; the last one is 32, 48 or 64
+//   wide, whatever holds the rest (columns beyond N are zero). K is padded with zeros to whole
+//   chunks of 64 bytes. A panel is [K / group][width][group], `group` being the elements of 4
+//   bytes: 1 f32, 2 bf16 or 4 s8. So the dot instructions of every dtype and ISA find a column's
+//   operands side by side, a kernel streams a panel from front to back, and one chunk of a 64-wide
+//   panel is 16 rows of 256 bytes = 4 KiB whatever the dtype. kGateUp: a panel holds 32 gate
+//   columns, then the 32 up columns that belong to them; the last one 16 + 16 or 32 + 32. s8:
+//   behind the panels, in panel order and as wide as the panels: a scale (f32) for each column,
+//   then the sum of each column's weights (i32). Columns beyond N have 0; so have all scales of a
+//   pack without scales.
+//   Experts start on 64-byte boundaries and are alike, so that one is loaded or replaced alone.
 //
-// Errors: a failed call leaves *out, or the expert, as it was.
-// Thread-safety: reading is safe from any number of threads; so is packing different experts at
-// once. Nothing else points into the object: replacing an expert needs no more than that no call
-// is using it.
+// QUANTISATION, s8 from a float source, in f32: max = max |w[n]|, scale[n] = max / 127, q =
+//   clamp(rint(w * (127 / max)), -127, 127), where a NaN (0 * inf, of a max below 2^-121) becomes
+//   0; a zero channel has scale 0 and q 0; one that is not finite has scale NaN and q 0. An s8
+//   source brings its scales, and may hold -128. All of it is the same on every ISA, bit for bit.
+//
+// MEMORY: packing needs no memory beside the pack; a source is read once, a quantised one twice.
+//
+// ERRORS: a failed call leaves *out, or the expert, as it was. invalid_argument: a malformed view,
+//   sizes that disagree or whose product overflows, k > 65536 in s8 (its sums would not be exact),
+//   an odd n with kGateUp, a source that the dtype cannot be made from, scales that are missing or
+//   that nothing asks for, a source in the expert's own memory, a mapped pack; out_of_memory.
+// THREAD-SAFETY: reading is safe from any number of threads; so is packing different experts at
+//   once. Nothing else points into the object: replacing an expert needs no more than that no call
+//   is using it.
 class PackedWeights {
  public:
-  static constexpr int kLayoutVersion = 1;
+  static constexpr int kLayoutVersion = 2;
   static constexpr int kPanelColumns = 64;
+  static constexpr int kChunkBytes = 64;
 
   PackedWeights() = default;
 
+  PackedWeights(PackedWeights&& other) noexcept { *this = std::move(other); }
+  PackedWeights& operator=(PackedWeights&& other) noexcept;
+
   // All experts zero, to be packed one at a time: a model is loaded without a second copy of it.
-  // dtype: f32. invalid_argument: a negative size, or a product that overflows; unsupported: other
-  // dtypes; out_of_memory.
-  static Status create(DType dtype, int64_t experts, int64_t n, int64_t k, PackedWeights* out);
+  static Status create(const PackedWeightsForm& form, PackedWeights* out);
 
-  // w: f32 [N, K], or [K, N] with transpose_w; rows may be strided.
-  Status pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w = false);
+  // w: [N, K], or [K, N] with transpose_w; rows may be strided. f32 is made from f32, bf16 or f16;
+  // bf16 from the same, rounded; s8 from the same, quantised, or from s8. w_scale: f32 [N], in the
+  // order of w's channels, or [1] for all of them; given with an s8 w if the form has scales, and
+  // then only. Floats are quantised into a form with scales.
+  Status pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w = false,
+                     const ConstTensorView& w_scale = {});
 
-  // create and pack_expert for all experts of w: f32 [E, N, K], or [E, K, N] with transpose_w;
-  // on all workers of the context.
+  // create and pack_expert for all experts, on all workers of the context. w: [E, N, K], or
+  // [E, K, N] with transpose_w; w_scale: [E, N], or [1] for all; or all without the E for one
+  // expert. form.experts, n and k are taken from w, and form.scales is whether there will be any:
+  // an s8 w may come without.
+  static Status pack(Context& ctx, PackedWeightsForm form, const ConstTensorView& w,
+                     bool transpose_w, const ConstTensorView& w_scale, PackedWeights* out);
+  // The same in w's own dtype, plain, without scales.
   static Status pack(Context& ctx, const ConstTensorView& w, bool transpose_w, PackedWeights* out);
 
-  DType dtype() const { return dtype_; }  // none: nothing is packed here
-  int64_t experts() const { return experts_; }
-  int64_t n() const { return n_; }
-  int64_t k() const { return k_; }
-  int64_t bytes() const { return buffer_.size(); }
+  // Writes the pack to a file: beside it first, then renamed, so that `path` is the old file or the
+  // whole new one. invalid_argument: nothing is packed, or the file cannot be written.
+  Status save(const char* path) const;
+  // Maps a saved pack: read-only, shared between processes, paged in on first use; no expert of it
+  // can be replaced. The file may be renamed or removed meanwhile, but not be written or cut.
+  // invalid_argument: no such file, not a pack, another layout version, a size that is not right.
+  // The weights themselves are not verified.
+  static Status map(const char* path, PackedWeights* out);
+
+  const PackedWeightsForm& form() const { return form_; }
+  DType dtype() const { return packed() ? form_.dtype : DType::kNone; }  // none: nothing is packed
+  int64_t experts() const { return form_.experts; }
+  int64_t n() const { return form_.n; }
+  int64_t k() const { return form_.k; }
+  bool has_scales() const { return form_.scales; }
+  int64_t bytes() const { return form_.experts * expert_bytes_; }
+  bool packed() const { return panels_ >= 0; }
 
   // --- for kernels ---
-  int64_t panels() const { return (n_ + kPanelColumns - 1) / kPanelColumns; }
-  // The padded width of a panel; every panel before it is kPanelColumns wide.
-  int panel_width(int64_t panel) const;
-  const float* panel(int64_t expert, int64_t panel) const {
-    return static_cast<const float*>(buffer_.data()) + expert * expert_stride_ +
-           panel * kPanelColumns * k_;
+  int64_t panels() const { return panels_; }
+  int64_t k_chunks() const { return k_chunks_; }
+  // The padded width of a panel; every panel before the last is kPanelColumns wide.
+  int panel_width(int64_t panel) const { return panel + 1 < panels_ ? kPanelColumns : last_width_; }
+  int64_t panel_bytes() const { return k_chunks_ * kChunkBytes * kPanelColumns; }  // but the last
+  const char* panel(int64_t expert, int64_t panel) const {
+    return data_ + expert * expert_bytes_ + panel * panel_bytes();
   }
-  const void* data() const { return buffer_.data(); }
+  // [padded N] in panel order, from the first column of `panel` on; s8 only.
+  const float* scales(int64_t expert, int64_t panel) const {
+    return reinterpret_cast<const float*>(data_ + expert * expert_bytes_ + scales_offset_) +
+           panel * kPanelColumns;
+  }
+  const int32_t* column_sums(int64_t expert, int64_t panel) const {
+    return reinterpret_cast<const int32_t*>(data_ + expert * expert_bytes_ + sums_offset_) +
+           panel * kPanelColumns;
+  }
+  const void* data() const { return data_; }
+
+  // Channels of the source that became adjacent columns of a panel.
+  struct ChannelRun {
+    int column;       // the first one
+    int count;        // the panel's columns that no run has are zero
+    int64_t channel;  // the first one
+    int64_t step;     // from channel to channel
+  };
+  // Both runs of a panel; the second is empty in a plain one.
+  std::array<ChannelRun, 2> channels(int64_t panel) const;
 
  private:
-  void pack_panel(int64_t expert, int64_t panel, const float* w, int64_t column_stride,
-                  int64_t k_stride);
+  struct Source;
 
-  DType dtype_ = DType::kNone;
-  int64_t experts_ = 0;
-  int64_t n_ = 0;
-  int64_t k_ = 0;
-  int64_t expert_stride_ = 0;  // in elements
-  HugeBuffer buffer_;
+  Status lay_out(const PackedWeightsForm& form);  // everything but the memory
+  void pack_panel(int64_t expert, int64_t panel, const Source& source);
+
+  PackedWeightsForm form_;
+  int64_t panels_ = -1;
+  int64_t k_chunks_ = 0;
+  int last_width_ = 0;
+  int64_t expert_bytes_ = 0;
+  int64_t scales_offset_ = 0;
+  int64_t sums_offset_ = 0;
+  HugeBuffer buffer_;     // the weights, or a mapped file
+  char* data_ = nullptr;  // the weights in buffer_
+  bool read_only_ = false;
 };
 
 }  // namespace moeops

@@ -13,51 +13,49 @@ namespace {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int64_t kPanelChunkBytes = int64_t{kPanelColumns} * kChunkBytes;
+
 }  // namespace
 
 Plan make_plan(const Problem& problem) {
   const int64_t l2 = problem.l2_bytes > 0 ? problem.l2_bytes : int64_t{512} << 10;
+  const int64_t k_chunks = std::max<int64_t>(problem.k_chunks, 1);
+  const int64_t panels = std::max<int64_t>(problem.panels, 1);
   Plan plan;
 
-  // A quarter of L2 for the panel, so that the rows, the tiles' results and what is on its way in
-  // from memory have room beside it. Blocks of equal size, whole kBlockUnits.
-  const int64_t panel_row = kTileColumns * problem.element_bytes;
-  const int64_t most = std::max(l2 / 4 / panel_row / kBlockUnit * kBlockUnit, kBlockUnit);
-  const int64_t blocks = std::max<int64_t>(divide_up(problem.k, most), 1);
-  plan.k_block =
-      std::max(divide_up(divide_up(problem.k, blocks), kBlockUnit), int64_t{1}) * kBlockUnit;
+  // A quarter of L2 for the block that is used, another for the one that is on its way. Blocks of
+  // equal size.
+  const int64_t most_chunks = std::max(l2 / 4 / kPanelChunkBytes, int64_t{1});
+  plan.k_block = divide_up(k_chunks, divide_up(k_chunks, most_chunks));
 
-  // Three eighths for the rows; from 8 tiles on the panel's way in is well shared.
-  const int64_t fitting = l2 * 3 / 8 / (plan.k_block * problem.element_bytes);
-  plan.chunk_rows = std::clamp(fitting / kTileRows, int64_t{2}, int64_t{32}) * kTileRows;
+  // Three eighths for the rows; no more of them than there are, and from 8 tiles on the block's way
+  // in is well shared even where they do not fit.
+  const int64_t tile = problem.tile_rows;
+  const int64_t fitting = l2 * 3 / 8 / (plan.k_block * kChunkBytes) / tile;
+  const int64_t present = divide_up(std::max<int64_t>(problem.max_rows, 1), tile);
+  plan.chunk_rows = std::min(std::max<int64_t>(fitting, 64 / tile + 1), present) * tile;
+  plan.prefetch = true;
 
-  // A task reads 128 KiB of weights at least: some 3 us at memory speed, against 20 ns for taking
-  // the next task from the common counter.
-  const int64_t panels = std::max<int64_t>(divide_up(problem.n, kTileColumns), 1);
-  plan.task_panels =
-      std::clamp(divide_up(int64_t{128} << 10, std::max<int64_t>(problem.k, 1) * panel_row),
-                 int64_t{1}, panels);
-  // A group's rows come in one task, which reads the panel from memory once, unless that leaves
-  // workers idle: 8 tasks a worker bound the wait for the last one by an eighth.
-  const int64_t wanted = int64_t{8} * problem.workers;
-  const int64_t row_parts = divide_up(
-      wanted, std::max<int64_t>(problem.active_groups, 1) * divide_up(panels, plan.task_panels));
-  const int64_t mean_rows = divide_up(problem.rows, std::max<int64_t>(problem.active_groups, 1));
-  plan.task_rows =
-      std::max(divide_up(divide_up(mean_rows, row_parts), plan.chunk_rows), int64_t{4}) *
-      plan.chunk_rows;
+  // A task reads 128 KiB of weights at least: some 5 us at memory speed, against 50 ns for taking
+  // the next task from the common counter; but not so many that workers would wait for the last
+  // one: 8 tasks a worker bound that by an eighth.
+  const int64_t chunks = std::max(
+      {divide_up(problem.groups.rows, plan.chunk_rows), problem.groups.active, int64_t{1}});
+  const int64_t by_size = divide_up(int64_t{128} << 10, k_chunks * kPanelChunkBytes);
+  const int64_t by_count = chunks * panels / (int64_t{8} * problem.workers);
+  plan.task_panels = std::clamp(std::min(by_size, by_count), int64_t{1}, panels);
   return plan;
 }
 
 std::string describe(const Problem& problem, const Plan& plan) {
   char text[320];
   std::snprintf(text, sizeof(text),
-                "%" PRId64 " rows in %" PRId64 " groups, N = %" PRId64 ", K = %" PRId64
-                ": tiles of %d x %d over K blocks of %" PRId64 ", chunks of %" PRId64
-                " rows; a task is up to %" PRId64 " rows x %" PRId64
-                " panel%s, dealt to %d worker%s",
-                problem.rows, problem.active_groups, problem.n, problem.k, kTileRows, kTileColumns,
-                plan.k_block, plan.chunk_rows, plan.task_rows, plan.task_panels,
+                "%" PRId64 " rows in %" PRId64 " groups, %" PRId64 " panels of %" PRId64
+                " chunks: %" PRId64 " rows at a time in tiles of %d x %d, K in blocks of %" PRId64
+                " chunks%s; tasks of %" PRId64 " panel%s, dealt to %d worker%s",
+                problem.groups.rows, problem.groups.active, problem.panels, problem.k_chunks,
+                plan.chunk_rows, problem.tile_rows, kPanelColumns, plan.k_block,
+                plan.prefetch ? ", the next one prefetched" : "", plan.task_panels,
                 plan.task_panels == 1 ? "" : "s", problem.workers, problem.workers == 1 ? "" : "s");
   return text;
 }

@@ -6,24 +6,32 @@
 
 namespace moeops::grouped_matmul_internal {
 
+// What the groups of a call come to.
+struct GroupStatistics {
+  int64_t rows = 0;    // of all groups together
+  int64_t active = 0;  // groups that have any
+};
+
+// What a plan depends on, and nothing else.
 struct Problem {
-  int64_t rows;           // covered by groups
-  int64_t active_groups;  // groups that have rows
-  int64_t n;
-  int64_t k;
-  int64_t element_bytes;  // of x and of the weights
-  int64_t l2_bytes;       // of the machine, 0 where unknown
+  int64_t max_rows;  // that the groups may come to, whatever the routing
+  GroupStatistics groups;
+  int64_t panels;    // of an expert
+  int64_t k_chunks;  // of 64 bytes
+  int tile_rows;     // of the kernel
+  int64_t l2_bytes;  // of the machine, 0 where unknown
   int workers;
 };
 
 // How a call is cut up. It decides speed only: every plan gives the same bits.
 struct Plan {
-  // A worker multiplies chunk_rows rows of x with k_block rows of a panel at a time: both stay in
-  // L2 while 6-row tiles go over them.
-  int64_t k_block;
+  // A worker meets chunk_rows rows of a group with k_block chunks of a panel at a time, tile after
+  // tile: rows and block stay in L2 meanwhile, and so does the next block, which the tiles ask for.
+  // Both, and so the scratch that they take, do not depend on the routing.
   int64_t chunk_rows;
-  // A task, what a worker takes at a time, is task_rows rows of a group with task_panels panels.
-  int64_t task_rows;
+  int64_t k_block;
+  bool prefetch;
+  // A task, what a worker takes at a time: chunk_rows rows of a group with task_panels panels.
   int64_t task_panels;
 };
 

@@ -4,10 +4,22 @@
 // The spellings of parameters that several operators take.
 
 #include <moeops/ops/core/params.h>
+#include <moeops/ops/packed_weights.h>
+#include <moeops/ref/ref.h>
 
 #include "tools/opdiff/operators.h"
 
 namespace moeops::tools {
+
+// A case's plain weights in the form that optimised operators take: in their own dtype.
+inline Status pack_weights(Call& call, const ref::Weights& weights, WeightRole role, Gate gate,
+                           PackedWeights* packed) {
+  return PackedWeights::pack(call.context(), {.dtype = weights.w.dtype, .role = role, .gate = gate},
+                             weights.w, weights.transpose_w, weights.w_scale, packed);
+}
+inline Status pack_plain(Call& call, const ref::Weights& weights, PackedWeights* packed) {
+  return pack_weights(call, weights, WeightRole::kPlain, Gate::kLeft, packed);
+}
 
 inline ListType list_type(Params& params) {
   return params.choice<ListType>(

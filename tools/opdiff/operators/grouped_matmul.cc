@@ -29,8 +29,7 @@ Status run(Call& call) {
 
   if (call.impl() == Impl::kRef) return ref::grouped_matmul(weights, args);
   PackedWeights packed;
-  MOEOPS_RETURN_IF_ERROR(
-      PackedWeights::pack(call.context(), weights.w, weights.transpose_w, &packed));
+  MOEOPS_RETURN_IF_ERROR(pack_plain(call, weights, &packed));
   return grouped_matmul(call.context(), packed, args);
 }
 

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/core/team.h"
+
+namespace moeops {
+
+namespace {
+
+constexpr int64_t kFewTokens = 8;
+constexpr int64_t kFewBytes = int64_t{256} << 10;
+
+std::atomic<bool> split_all{false};
+
+}  // namespace
+
+int team_for(const Context& ctx, int64_t tokens, int64_t bytes) {
+  const bool small = tokens <= kFewTokens || bytes < kFewBytes;
+  return small && !split_all.load(std::memory_order_relaxed) ? 1 : ctx.workers();
+}
+
+void split_small_calls(bool split) { split_all.store(split, std::memory_order_relaxed); }
+
+}  // namespace moeops

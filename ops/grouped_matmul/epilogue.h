@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What happens to a tile's sums while they are in L1. Each step is a loop over
+// [rows][kPanelColumns] with vectors of one ISA.
+
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/dtype.h>
+#include <moeops/ops/core/params.h>
+#include <moeops/ops/packed_weights.h>
+#include <moeops/ops/swiglu.h>
+
+#include <cstdint>
+
+namespace moeops::grouped_matmul_internal {
+
+// The columns' constants, in panel order and padded to the panel's width.
+struct ColumnConstants {
+  const int32_t* sums = nullptr;      // s8 only: of the column's weights
+  const int32_t* bias_i32 = nullptr;  // may be null, as all below
+  const float* scale = nullptr;
+  const float* bias = nullptr;
+};
+
+struct EpilogueKernels {
+  Isa isa;
+  // s32 sums of (x + 128) * w to those of x * w, plus the integer bias; wrapping. In place.
+  void (*to_exact)(int32_t* c, int rows, int width, const ColumnConstants& columns);
+  // The same, then as f32 times scale times x_scale[r] (null: 1), from left to right, plus bias.
+  // Without `sums` c is f32 already, and only the bias is added. In place.
+  void (*to_values)(void* c, int rows, int width, const ColumnConstants& columns,
+                    const float* x_scale);
+  void (*activate)(float* c, int rows, int width, Activation activation);
+  // The first `columns` columns to y, rows y_stride bytes apart: rounded to f32, bf16 or f16, or to
+  // s8 as clamp(rint(v + offset), -128, 127), NaN -> 0.
+  void (*store)(const float* c, int rows, int columns, float offset, char* y, int64_t y_stride,
+                DType y_dtype);
+  // h[r][j] = act(c[r][j]) * c[r][width / 2 + j] for the first `columns` of them, as f32, or
+  // rounded to bf16; rows h_stride bytes apart.
+  void (*gate_up)(const float* c, int rows, int width, int columns, const SwigluParams& params,
+                  char* h, int64_t h_stride, DType h_dtype);
+};
+
+// Those of the best ISA that the context allows.
+const EpilogueKernels& epilogue_kernels(const Context& ctx);
+
+// to[kPanelColumns]: the values of row[N], in the source's order of channels, that belong to a
+// panel's columns, in its order; 0 for padding. 4-byte values.
+void gather_channels(const PackedWeights& weights, int64_t panel, const void* row, void* to);
+
+}  // namespace moeops::grouped_matmul_internal

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/grouped_matmul/pack_panel_body.h"
+
+namespace moeops::grouped_matmul_internal {
+
+extern const PanelPacker pack_panel_avx512;
+const PanelPacker pack_panel_avx512 = {Isa::kAvx512, pack_panel};
+
+}  // namespace moeops::grouped_matmul_internal

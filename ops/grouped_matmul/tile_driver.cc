@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/grouped_matmul/tile_driver.h"
+
+#include <algorithm>
+#include <new>
+
+#include "ops/grouped_matmul/pack_rows.h"
+
+namespace moeops::grouped_matmul_internal {
+
+namespace {
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kLine = 64;
+constexpr int64_t whole_lines(int64_t bytes) { return divide_up(bytes, kLine) * kLine; }
+
+}  // namespace
+
+Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t max_rows,
+                           int64_t max_groups, int workers, bool tell_complete_rows) {
+  weights_ = &weights;
+  const int64_t panels = weights.panels();
+  MOEOPS_RETURN_IF_ERROR(choose_kernel(
+      ctx, weights.dtype(), {panels > 0 ? weights.panel_width(panels - 1) : 0, weights.k_chunks()},
+      &kernel_, &code_));
+  problem_ = {.max_rows = max_rows,
+              .groups = {},
+              .panels = panels,
+              .k_chunks = weights.k_chunks(),
+              .tile_rows = kernel_->tile_rows,
+              .l2_bytes = machine().l2_bytes,
+              .workers = workers};
+  plan_ = make_plan(problem_);
+  x_bytes_ = plan_.chunk_rows * weights.k_chunks() * kChunkBytes;
+  // With K in one block a tile's sums leave at once; else those of a whole chunk wait.
+  const int64_t c_rows =
+      plan_.k_block >= weights.k_chunks() ? kernel_->tile_rows : plan_.chunk_rows;
+  c_bytes_ = c_rows * kPanelColumns * 4;
+  max_groups_ = max_groups;
+  max_chunks_ = tell_complete_rows ? max_rows / plan_.chunk_rows + max_groups : 0;
+  return {};
+}
+
+int64_t TileDriver::scratch_bytes() const {
+  return problem_.workers * worker_bytes() +
+         whole_lines(max_groups_ * static_cast<int64_t>(sizeof(Group))) +
+         whole_lines(max_chunks_ * static_cast<int64_t>(sizeof(std::atomic<int32_t>)));
+}
+
+void TileDriver::start(void* scratch, const GroupStatistics& groups) {
+  problem_.groups = groups;
+  plan_ = make_plan(problem_);
+  parts_ = divide_up(std::max<int64_t>(problem_.panels, 1), plan_.task_panels);
+  workers_scratch_ = static_cast<char*>(scratch);
+  char* at = workers_scratch_ + problem_.workers * worker_bytes();
+  groups_ = reinterpret_cast<Group*>(at);
+  at += whole_lines(max_groups_ * static_cast<int64_t>(sizeof(Group)));
+  pending_ = max_chunks_ > 0 ? reinterpret_cast<std::atomic<int32_t>*>(at) : nullptr;
+  group_count_ = chunk_count_ = tasks_ = 0;
+  next_task_.store(0, std::memory_order_relaxed);
+}
+
+void TileDriver::add_group(int64_t expert, int64_t first_row, int64_t rows) {
+  groups_[group_count_++] = {expert, first_row, rows, tasks_, chunk_count_};
+  const int64_t chunks = divide_up(rows, plan_.chunk_rows);
+  tasks_ += chunks * parts_;
+  if (pending_ != nullptr) {
+    for (int64_t i = 0; i < chunks; ++i) {
+      new (pending_ + chunk_count_ + i) std::atomic<int32_t>(static_cast<int32_t>(parts_));
+    }
+  }
+  chunk_count_ += chunks;
+}
+
+// Tasks are dealt in order, so a worker's groups only ascend: *group is where the last one was.
+TileDriver::Task TileDriver::locate(int64_t task, int64_t* group) const {
+  while (*group + 1 < group_count_ && groups_[*group + 1].first_task <= task) ++*group;
+  const Group& g = groups_[*group];
+  const int64_t part = (task - g.first_task) % parts_;
+  const int64_t first_panel = part * plan_.task_panels;
+  return {&g, (task - g.first_task) / parts_, first_panel,
+          std::min(first_panel + plan_.task_panels, weights_->panels())};
+}
+
+void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
+  char* x = workers_scratch_ + worker * worker_bytes();
+  char* c = x + x_bytes_;
+  if (kernel_->begin != nullptr) kernel_->begin();
+  const Group* packed_group = nullptr;
+  int64_t packed_chunk = -1;
+  int64_t group = 0;
+  int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
+  while (task < tasks_) {
+    const Task now = locate(task, &group);
+    // The next task is taken already, so that its first panel can be asked for.
+    task = next_task_.fetch_add(1, std::memory_order_relaxed);
+    const char* following = nullptr;
+    if (plan_.prefetch && task < tasks_) {
+      int64_t next_group = group;
+      const Task next = locate(task, &next_group);
+      following = weights_->panel(next.group->expert, next.first_panel);
+    }
+    const int64_t first = now.chunk * plan_.chunk_rows;
+    const int64_t rows = std::min(plan_.chunk_rows, now.group->rows - first);
+    if (now.group != packed_group || now.chunk != packed_chunk) {
+      packed_group = now.group;
+      packed_chunk = now.chunk;
+      pack_rows({.base = feed.data,
+                 .stride = feed.stride,
+                 .index = feed.index,
+                 .bytes = weights_->k() * size_of(weights_->dtype()),
+                 .add_128 = weights_->dtype() == DType::kS8 && !feed.is_u8},
+                now.group->first_row + first, rows, kernel_->row_block, weights_->k_chunks(), x);
+    }
+    run_task(now, following, worker, x, c, sink);
+    if (pending_ != nullptr &&
+        pending_[now.group->first_chunk + now.chunk].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      sink.rows_complete(now.group->first_row + first, rows);
+    }
+  }
+  if (kernel_->end != nullptr) kernel_->end();
+}
+
+void TileDriver::run_task(const Task& task, const char* following, int worker, const char* x,
+                          char* c, TileSink& sink) const {
+  const int64_t k_chunks = weights_->k_chunks();
+  const int64_t first = task.chunk * plan_.chunk_rows;
+  const int64_t rows = std::min(plan_.chunk_rows, task.group->rows - first);
+  const int64_t tile_rows = kernel_->tile_rows;
+  const int64_t tiles = divide_up(rows, tile_rows);
+  const int64_t block_bytes = kernel_->row_block * k_chunks * kChunkBytes;
+  const bool one_block = plan_.k_block >= k_chunks;
+
+  for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) {
+    const char* data = weights_->panel(task.group->expert, panel);
+    const int width = weights_->panel_width(panel);
+    // K = 0 still has one block, of no chunks, which leaves sums of 0.
+    int64_t k = 0;
+    do {
+      const int64_t k_end = std::min(k + plan_.k_block, k_chunks);
+      // What is read next: the panel's next block, the next panel, or the next task's first one.
+      const char* next = data + k_end * kChunkGroups * width * 4;
+      int64_t next_lines = std::min(plan_.k_block, k_chunks - k_end) * width;
+      if (k_end == k_chunks) {
+        next =
+            panel + 1 < task.end_panel ? weights_->panel(task.group->expert, panel + 1) : following;
+        next_lines = std::min(plan_.k_block, k_chunks) * kPanelColumns;
+      }
+      if (!plan_.prefetch || next == nullptr) next_lines = 0;
+      for (int64_t t = 0; t < tiles; ++t) {
+        Tile tile;
+        tile.panel = data + k * kChunkGroups * width * 4;
+        tile.width = width;
+        tile.x = x + t * (tile_rows / kernel_->row_block) * block_bytes +
+                 k * kernel_->row_block * kChunkBytes;
+        tile.x_block_bytes = block_bytes;
+        tile.rows = static_cast<int>(std::min(tile_rows, rows - t * tile_rows));
+        tile.k_chunks = k_end - k;
+        tile.c = one_block ? c : c + t * tile_rows * kPanelColumns * 4;
+        tile.accumulate = k > 0;
+        const int64_t first_line = next_lines * t / tiles;
+        tile.prefetch = next + first_line * kLine;
+        tile.prefetch_lines = next_lines * (t + 1) / tiles - first_line;
+        if (tile.k_chunks > 0) {
+          kernel_->run(code_, tile);
+        } else {
+          std::fill_n(static_cast<int32_t*>(tile.c), tile.rows * kPanelColumns, 0);
+        }
+        if (k_end == k_chunks) {
+          sink.take({task.group->expert, task.group->first_row + first + t * tile_rows, tile.rows,
+                     panel, width, tile.c, worker});
+        }
+      }
+      k = k_end;
+    } while (k < k_chunks);
+  }
+}
+
+}  // namespace moeops::grouped_matmul_internal

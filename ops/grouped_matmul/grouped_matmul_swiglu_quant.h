@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
 #include <moeops/ops/core/params.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
+#include <moeops/ops/packed_weights.h>
 #include <moeops/ops/swiglu.h>
 
 namespace moeops {
@@ -47,5 +50,8 @@ struct GroupedMatmulSwigluQuantArgs {
   TensorView q;
   TensorView scale;
 };
+
+Status grouped_matmul_swiglu_quant(Context& ctx, const PackedWeights& weights,
+                                   const GroupedMatmulSwigluQuantArgs& args);
 
 }  // namespace moeops

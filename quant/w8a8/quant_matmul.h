@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
+#include <moeops/ops/packed_weights.h>
 
 namespace moeops {
 
@@ -41,5 +44,8 @@ struct QuantMatmulArgs {
   ConstTensorView offset;
   TensorView y;
 };
+
+// weights: a pack of one expert.
+Status quant_matmul(Context& ctx, const PackedWeights& weights, const QuantMatmulArgs& args);
 
 }  // namespace moeops

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
+#include <moeops/ops/packed_weights.h>
 
 namespace moeops {
 
@@ -34,5 +37,8 @@ struct W8a8LinearArgs {
   ConstTensorView bias;
   TensorView y;
 };
+
+// weights: a pack of one expert.
+Status w8a8_linear(Context& ctx, const PackedWeights& weights, const W8a8LinearArgs& args);
 
 }  // namespace moeops

@@ -25,7 +25,11 @@ Status run(Call& call) {
   args.swiglu = swiglu_params(call.params());
   args.q = call.out("q", DType::kS8, {M, call.dim("w", weights.transpose_w ? 2 : 1) / 2});
   args.scale = call.out("scale", DType::kF32, {M});
-  return ref::grouped_matmul_swiglu_quant(weights, args);
+  if (call.impl() == Impl::kRef) return ref::grouped_matmul_swiglu_quant(weights, args);
+  PackedWeights packed;
+  MOEOPS_RETURN_IF_ERROR(
+      pack_weights(call, weights, WeightRole::kGateUp, args.swiglu.gate, &packed));
+  return grouped_matmul_swiglu_quant(call.context(), packed, args);
 }
 
 void make(Maker& maker) {
@@ -49,7 +53,7 @@ void make(Maker& maker) {
 }  // namespace
 
 Operator grouped_matmul_swiglu_quant_operator() {
-  return {"grouped_matmul_swiglu_quant", false, run, make};
+  return {"grouped_matmul_swiglu_quant", true, run, make};
 }
 
 }  // namespace moeops::tools

@@ -36,7 +36,10 @@ Status run_quant_matmul(Call& call) {
   args.bias = call.in("bias");
   args.offset = call.in("offset");
   args.y = output_of(call, weights, args.x.dtype);
-  return ref::quant_matmul(weights, args);
+  if (call.impl() == Impl::kRef) return ref::quant_matmul(weights, args);
+  PackedWeights packed;
+  MOEOPS_RETURN_IF_ERROR(pack_plain(call, weights, &packed));
+  return quant_matmul(call.context(), packed, args);
 }
 
 void make_quant_matmul(Maker& maker) {
@@ -57,7 +60,10 @@ Status run_w8a8_linear(Call& call) {
   args.x = call.in("x");
   args.bias = call.in("bias");
   args.y = output_of(call, weights, args.x.dtype);
-  return ref::w8a8_linear(weights, args);
+  if (call.impl() == Impl::kRef) return ref::w8a8_linear(weights, args);
+  PackedWeights packed;
+  MOEOPS_RETURN_IF_ERROR(pack_plain(call, weights, &packed));
+  return w8a8_linear(call.context(), packed, args);
 }
 
 void make_w8a8_linear(Maker& maker) {
@@ -72,11 +78,9 @@ void make_w8a8_linear(Maker& maker) {
 }  // namespace
 
 Operator quant_matmul_operator() {
-  return {"quant_matmul", false, run_quant_matmul, make_quant_matmul};
+  return {"quant_matmul", true, run_quant_matmul, make_quant_matmul};
 }
 
-Operator w8a8_linear_operator() {
-  return {"w8a8_linear", false, run_w8a8_linear, make_w8a8_linear};
-}
+Operator w8a8_linear_operator() { return {"w8a8_linear", true, run_w8a8_linear, make_w8a8_linear}; }
 
 }  // namespace moeops::tools

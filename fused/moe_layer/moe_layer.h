@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
 #include <moeops/ops/core/tensor.h>
+#include <moeops/ops/packed_weights.h>
 #include <moeops/ops/swiglu.h>
 
 namespace moeops {
@@ -70,6 +72,11 @@ struct MoeLayerStages {
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
 // DETERMINISM  A token's result depends neither on the number of workers nor on the other tokens.
 // THREAD-SAFETY  One call at a time per context; weights are only read.
+// MEMORY  Scratch is in the context and grows with T * K, never with T * E: a slot takes 4 * I
+// bytes
+//   for h (2 * I in bf16), in s8 I more for h_q, and 4 * H for y; a token in s8 takes H for x_q.
+//   scratch_limit cuts the call into runs of tokens that take no more than so many bytes each; the
+//   result is the same, bit for bit, but every run reads its experts' weights again.
 // SEMANTICS  The chain init_routing, grouped_matmul, swiglu, grouped_matmul, finalize_routing of
 //   MindIE's MoE layers, without its rows cut off; an id may repeat within a token.
 struct MoeLayerArgs {
@@ -81,8 +88,19 @@ struct MoeLayerArgs {
   SwigluParams swiglu;
   bool weight_on_input = false;
   bool allow_masked = false;
+  int64_t scratch_limit = 0;  // in bytes; 0: none
   TensorView out;
   MoeLayerStages stages;
 };
+
+// All of one dtype; the shared ones are given together or not at all.
+struct MoeLayerWeights {
+  const PackedWeights* w13 = nullptr;         // [E, 2I, H], packed as gate and up, as swiglu.gate
+  const PackedWeights* w2 = nullptr;          // [E, H, I]
+  const PackedWeights* shared_w13 = nullptr;  // [S, 2Is, H], packed as gate and up
+  const PackedWeights* shared_w2 = nullptr;   // [S, H, Is]
+};
+
+Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArgs& args);
 
 }  // namespace moeops

@@ -49,7 +49,26 @@ Status run(Call& call) {
     stages.shared = call.optional_out("stage.shared", DType::kF32, {T, H});
   }
   args.out = call.out("out", args.x.present() ? args.x.dtype : DType::kF32, {T, H});
-  return ref::moe_layer(weights, args);
+  if (call.impl() == Impl::kRef) return ref::moe_layer(weights, args);
+
+  PackedWeights w13, w2, shared_w13, shared_w2;
+  const Gate gate = args.swiglu.gate;
+  const auto pack = [&](const ConstTensorView& w, const ConstTensorView& scale, WeightRole role,
+                        PackedWeights* packed) {
+    return w.present() ? pack_weights(call, {w, false, scale}, role, gate, packed) : Status();
+  };
+  MOEOPS_RETURN_IF_ERROR(pack(weights.w13, weights.w13_scale, WeightRole::kGateUp, &w13));
+  MOEOPS_RETURN_IF_ERROR(pack(weights.w2, weights.w2_scale, WeightRole::kPlain, &w2));
+  MOEOPS_RETURN_IF_ERROR(
+      pack(weights.shared_w13, weights.shared_w13_scale, WeightRole::kGateUp, &shared_w13));
+  MOEOPS_RETURN_IF_ERROR(
+      pack(weights.shared_w2, weights.shared_w2_scale, WeightRole::kPlain, &shared_w2));
+  MoeLayerWeights packed;
+  packed.w13 = &w13;
+  packed.w2 = &w2;
+  if (weights.shared_w13.present()) packed.shared_w13 = &shared_w13;
+  if (weights.shared_w2.present()) packed.shared_w2 = &shared_w2;
+  return moe_layer(call.context(), packed, args);
 }
 
 // Weights [E, N, K] whose products with a normal x deviate by about 1.
@@ -113,6 +132,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator moe_layer_operator() { return {"moe_layer", false, run, make}; }
+Operator moe_layer_operator() { return {"moe_layer", true, run, make}; }
 
 }  // namespace moeops::tools

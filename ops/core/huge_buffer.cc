@@ -53,4 +53,23 @@ Status HugeBuffer::allocate(int64_t bytes, HugeBuffer* buffer) noexcept {
   return {};
 }
 
+Status HugeBuffer::map_file(int file, int64_t bytes, HugeBuffer* buffer) noexcept {
+  if (bytes < 0) {
+    return {StatusCode::kInvalidArgument, "a buffer cannot have %" PRId64 " bytes", bytes};
+  }
+  HugeBuffer fresh;
+  if (bytes > 0) {
+    void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ, MAP_SHARED, file, 0);
+    if (p == MAP_FAILED) {
+      return {StatusCode::kOutOfMemory, "%" PRId64 " bytes of a file cannot be mapped", bytes};
+    }
+    fresh.data_ = p;
+    fresh.size_ = bytes;
+    // Advice only: file systems in memory have huge pages, too.
+    (void)madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  }
+  *buffer = std::move(fresh);
+  return {};
+}
+
 }  // namespace moeops

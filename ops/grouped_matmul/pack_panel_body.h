@@ -8,10 +8,6 @@
 
 #include "ops/grouped_matmul/pack_panel.h"
 
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
-
 namespace moeops::grouped_matmul_internal {
 
 namespace {
@@ -26,15 +22,20 @@ inline float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 inline float load_f32(float x) { return x; }
 inline float load_f32(bf16 x) { return float_of(uint32_t{x.bits} << 16); }
+// The branch-free twins of moeops::to_f32 and moeops::to_bf16: loops of them become vectors, which
+// GCC denies to a choice between two values that take floating-point arithmetic.
+inline uint32_t all_ones_if(bool condition) { return 0u - static_cast<uint32_t>(condition); }
 inline float load_f32(f16 x) {
-#ifdef __F16C__
-  return _cvtsh_ss(x.bits);
-#else
-  return to_f32(x);
-#endif
+  const uint32_t m = x.bits & 0x7FFFu;
+  const uint32_t quiet = all_ones_if(m > 0x7C00u) & 0x00400000u;
+  const uint32_t rebias = all_ones_if(m >= 0x7C00u) & ((255u - 31u - (127u - 15u)) << 23);
+  const uint32_t normal = ((m << 13) + ((127u - 15u) << 23) + rebias) | quiet;
+  const uint32_t subnormal = bits_of(static_cast<float>(static_cast<int32_t>(m)) * 0x1p-24f);
+  const uint32_t is_subnormal = all_ones_if(m < 0x0400u);
+  const uint32_t magnitude = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  return float_of(magnitude | (uint32_t{x.bits & 0x8000u} << 16));
 }
 
-// The branch-free twin of moeops::to_bf16.
 inline uint16_t round_to_bf16(float x) {
   const uint32_t u = bits_of(x);
   const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
@@ -198,7 +199,7 @@ inline void load_columns(const PanelSource& source, int64_t k, From* line) {
     if (run.step == 1) {
       __builtin_memcpy(line + run.column, from, static_cast<size_t>(run.count) * sizeof(From));
     } else {
-      for (int j = 0; j < run.count; ++j) line[run.column + j] = from[j * run.step];
+      for (int j = 0; j < run.count; ++j) line[run.column + j] = from[j * 2];
     }
   }
 }

@@ -58,6 +58,61 @@ const char* no_scale_reason(const ConstTensorView& w) {
   return w.dtype == DType::kS8 ? "the pack has no scales" : "w is not s8";
 }
 
+// --- the file: a page of header, then the experts as they lie in memory ---
+
+constexpr int64_t kHeaderBytes = 4096;  // a page, so that the experts keep their alignment
+constexpr char kMagic[8] = {'m', 'o', 'e', 'o', 'p', 's', 'P', 'W'};
+
+struct FileHeader {
+  char magic[8];
+  uint32_t layout_version;
+  uint32_t dtype;
+  uint32_t role;
+  uint32_t gate;
+  uint32_t scales;
+  uint32_t zero;
+  int64_t experts;
+  int64_t n;
+  int64_t k;
+  int64_t expert_bytes;
+  int64_t file_bytes;
+  uint64_t checksum;  // FNV-1a of all of the above
+};
+static_assert(sizeof(FileHeader) == 80 && offsetof(FileHeader, checksum) == 72);
+// Files hold these numbers.
+static_assert(static_cast<int>(DType::kF32) == 1 && static_cast<int>(DType::kBf16) == 2 &&
+              static_cast<int>(DType::kS8) == 4);
+static_assert(static_cast<int>(WeightRole::kPlain) == 0 &&
+              static_cast<int>(WeightRole::kGateUp) == 1);
+static_assert(static_cast<int>(Gate::kLeft) == 0 && static_cast<int>(Gate::kRight) == 1 &&
+              static_cast<int>(Gate::kInterleaved) == 2);
+
+uint64_t checksum_of(const FileHeader& header) {
+  const auto* p = reinterpret_cast<const unsigned char*>(&header);
+  uint64_t hash = 0xCBF29CE484222325u;
+  for (size_t i = 0; i < offsetof(FileHeader, checksum); ++i) hash = (hash ^ p[i]) * 0x100000001B3u;
+  return hash;
+}
+
+struct Descriptor {
+  int fd;
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+bool write_all(int fd, const void* data, int64_t bytes) {
+  const auto* p = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t written = ::write(fd, p, static_cast<size_t>(bytes));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return false;
+    p += written;
+    bytes -= written;
+  }
+  return true;
+}
+
 }  // namespace
 
 // What all panels of an expert have in common.
@@ -280,6 +335,123 @@ Status PackedWeights::pack(Context& ctx, PackedWeightsForm form, const ConstTens
 Status PackedWeights::pack(Context& ctx, const ConstTensorView& w, bool transpose_w,
                            PackedWeights* out) {
   return pack(ctx, {.dtype = w.dtype}, w, transpose_w, {}, out);
+}
+
+Status PackedWeights::save(const char* path) const {
+  ArgCheck check("PackedWeights::save");
+  check.require(path != nullptr, "path is null");
+  check.require(packed(), "nothing is packed");
+  MOEOPS_RETURN_IF_ERROR(check.finish());
+  const auto failed = [&](const char* what) {
+    return Status(StatusCode::kInvalidArgument, "PackedWeights::save: %s: cannot %s: %s", path,
+                  what, std::strerror(errno));
+  };
+
+  // Renaming would put a file in the place of a device.
+  struct stat info;
+  if (::stat(path, &info) == 0 && !S_ISREG(info.st_mode)) {
+    return {StatusCode::kInvalidArgument, "PackedWeights::save: %s: not a regular file", path};
+  }
+  // Its own for every call, so that two of them never write into one file.
+  static std::atomic<unsigned> calls{0};
+  char beside[4096];
+  const int length = std::snprintf(beside, sizeof(beside), "%s.%d.%u.tmp", path,
+                                   static_cast<int>(::getpid()), calls.fetch_add(1));
+  if (length < 0 || length >= static_cast<int>(sizeof(beside))) {
+    errno = ENAMETOOLONG;
+    return failed("create a file beside it");
+  }
+
+  alignas(FileHeader) char page[kHeaderBytes] = {};
+  FileHeader header = {};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.layout_version = kLayoutVersion;
+  header.dtype = static_cast<uint32_t>(form_.dtype);
+  header.role = static_cast<uint32_t>(form_.role);
+  header.gate = static_cast<uint32_t>(form_.gate);
+  header.scales = form_.scales ? 1 : 0;
+  header.experts = form_.experts;
+  header.n = form_.n;
+  header.k = form_.k;
+  header.expert_bytes = expert_bytes_;
+  header.file_bytes = kHeaderBytes + bytes();
+  header.checksum = checksum_of(header);
+  std::memcpy(page, &header, sizeof(header));
+
+  Descriptor file{::open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666)};
+  if (file.fd < 0) return failed("create a file beside it");
+  const auto give_up = [&](const char* what) {
+    const Status status = failed(what);
+    ::unlink(beside);
+    return status;
+  };
+  if (!write_all(file.fd, page, kHeaderBytes) || !write_all(file.fd, data_, bytes())) {
+    return give_up("write");
+  }
+  // Before the new name: a name that outlives a crash must not lead to weights that did not.
+  if (::fsync(file.fd) != 0) return give_up("write");
+  if (::rename(beside, path) != 0) return give_up("replace");
+  return {};
+}
+
+Status PackedWeights::map(const char* path, PackedWeights* out) {
+  if (path == nullptr) {
+    return {StatusCode::kInvalidArgument, "PackedWeights::map: path is null"};
+  }
+  const auto refuse = [&](const char* why) {
+    return Status(StatusCode::kInvalidArgument, "PackedWeights::map: %s: %s", path, why);
+  };
+  // O_NONBLOCK: opening a named pipe must not wait for a writer.
+  const Descriptor file{::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (file.fd < 0) return refuse(std::strerror(errno));
+  struct stat info;
+  if (::fstat(file.fd, &info) != 0) return refuse(std::strerror(errno));
+  if (!S_ISREG(info.st_mode)) return refuse("not a regular file");
+  const int64_t file_bytes = info.st_size;
+  FileHeader header;
+  if (file_bytes < kHeaderBytes ||
+      ::pread(file.fd, &header, sizeof(header), 0) != ssize_t{sizeof(header)}) {
+    return refuse("too short to be packed weights");
+  }
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return refuse("not packed weights");
+  if (header.layout_version != static_cast<uint32_t>(kLayoutVersion)) {
+    return {StatusCode::kInvalidArgument,
+            "PackedWeights::map: %s: layout version %" PRIu32 ", expected %d: pack it again", path,
+            header.layout_version, kLayoutVersion};
+  }
+  if (header.checksum != checksum_of(header)) return refuse("the header is damaged");
+  if (header.file_bytes != file_bytes) {
+    return {StatusCode::kInvalidArgument,
+            "PackedWeights::map: %s: %" PRId64 " bytes, but its header says %" PRId64, path,
+            file_bytes, header.file_bytes};
+  }
+  // Beyond these the narrower enumerations would hide what the file says.
+  if (header.dtype > 255 || header.role > 255 || header.gate > 2 || header.scales > 1) {
+    return refuse("the header makes no sense");
+  }
+  PackedWeights fresh;
+  const Status laid_out = fresh.lay_out({.dtype = static_cast<DType>(header.dtype),
+                                         .experts = header.experts,
+                                         .n = header.n,
+                                         .k = header.k,
+                                         .role = static_cast<WeightRole>(header.role),
+                                         .gate = static_cast<Gate>(header.gate),
+                                         .scales = header.scales == 1});
+  if (!laid_out.ok()) return refuse(laid_out.message());
+  if (fresh.expert_bytes_ != header.expert_bytes || fresh.bytes() != file_bytes - kHeaderBytes) {
+    return {StatusCode::kInvalidArgument,
+            "PackedWeights::map: %s: %" PRId64 " bytes of weights, expected %" PRId64
+            " experts of %" PRId64,
+            path,
+            file_bytes - kHeaderBytes,
+            header.experts,
+            fresh.expert_bytes_};
+  }
+  MOEOPS_RETURN_IF_ERROR(HugeBuffer::map_file(file.fd, file_bytes, &fresh.buffer_));
+  fresh.data_ = static_cast<char*>(fresh.buffer_.data()) + kHeaderBytes;
+  fresh.read_only_ = true;
+  *out = std::move(fresh);
+  return {};
 }
 
 }  // namespace moeops

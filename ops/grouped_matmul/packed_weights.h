@@ -91,7 +91,7 @@ class PackedWeights {
   // whole new one. invalid_argument: nothing is packed, or the file cannot be written.
   Status save(const char* path) const;
   // Maps a saved pack: read-only, shared between processes, paged in on first use; no expert of it
-  // can be replaced. The file may be renamed or removed meanwhile, but not be written or cut.
+  // can be replaced. The file may be renamed or removed meanwhile, but not be written to or cut.
   // invalid_argument: no such file, not a pack, another layout version, a size that is not right.
   // The weights themselves are not verified.
   static Status map(const char* path, PackedWeights* out);

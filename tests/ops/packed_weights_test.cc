@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 #include <moeops/ops/packed_weights.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
@@ -13,6 +19,7 @@
 #include <vector>
 
 #include "ref/numeric.h"
+#include "tests/support/contract_sweep.h"
 #include "tests/support/guarded_buffer.h"
 #include "tests/support/refused.h"
 #include "tests/support/seed.h"
@@ -284,6 +291,499 @@ TEST(PackedWeights, EveryElementIsWhereTheLayoutSays) {
     }
     ASSERT_TRUE(same_bytes(single, first));
   }
+}
+
+// Every f16 and every bf16 there is, and f32 that lie around every rounding to bf16.
+TEST(PackedWeights, ConversionsAreExact) {
+  constexpr int64_t kN = 64, kK = 1024;
+  std::vector<f16> halves;
+  std::vector<float> floats;
+  std::mt19937_64 random(5);
+  for (uint32_t i = 0; i < kN * kK; ++i) {
+    halves.push_back({static_cast<uint16_t>(i)});
+    const auto offset = static_cast<uint32_t>(std::array{0x7FFF, 0x8000, 0x8001, 1}[i / 3 % 4]);
+    floats.push_back(std::bit_cast<float>((i << 16) + offset));
+  }
+  for (const Isa isa : isas()) {
+    Context ctx({.isa = isa});
+    const auto value = [](const PackedWeights& packed, int64_t n, int64_t k) {
+      const int64_t group = packed.dtype() == DType::kF32 ? 1 : 2;
+      const char* at = packed.panel(0, 0) + (k / group * 64 + n) * 4 + k % group * 2;
+      uint32_t bits = 0;
+      std::memcpy(&bits, at, static_cast<size_t>(4 / group));
+      return bits;
+    };
+    PackedWeights f32, from_f32, from_f16, from_bf16;
+    const ConstTensorView half_view(halves.data(), {kN, kK});
+    const ConstTensorView bf16_view(halves.data(), TensorLayout(DType::kBf16, {kN, kK}));
+    const ConstTensorView f32_view(floats.data(), {kN, kK});
+    const PackedWeightsForm to_f32_form{.dtype = DType::kF32}, to_bf16_form{.dtype = DType::kBf16};
+    ASSERT_TRUE(PackedWeights::pack(ctx, to_f32_form, half_view, false, {}, &f32).ok());
+    ASSERT_TRUE(PackedWeights::pack(ctx, to_f32_form, bf16_view, false, {}, &from_bf16).ok());
+    ASSERT_TRUE(PackedWeights::pack(ctx, to_bf16_form, half_view, false, {}, &from_f16).ok());
+    ASSERT_TRUE(PackedWeights::pack(ctx, to_bf16_form, f32_view, false, {}, &from_f32).ok());
+    for (int64_t i = 0; i < kN * kK; ++i) {
+      const int64_t n = i / kK, k = i % kK;
+      const auto at = static_cast<size_t>(i);
+      const float half = to_f32(halves[at]);
+      ASSERT_EQ(value(f32, n, k), std::bit_cast<uint32_t>(half)) << to_string(isa) << i;
+      ASSERT_EQ(value(from_f16, n, k), to_bf16(half).bits) << to_string(isa) << i;
+      ASSERT_EQ(value(from_f32, n, k), to_bf16(floats[at]).bits) << to_string(isa) << i;
+      ASSERT_EQ(value(from_bf16, n, k), std::bit_cast<uint32_t>(to_f32(bf16{halves[at].bits})))
+          << to_string(isa) << i;
+    }
+  }
+}
+
+// Channels that quantisation has to think about.
+TEST(PackedWeights, QuantisesEveryKindOfChannel) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kTiny = 0x1p-130f;  // 127 / kTiny is infinite
+  const std::vector<std::vector<float>> w = {
+      {0, -0.0f, 0, 0, 0, 0},
+      {1, kInf, 2, 0, 0, 0},
+      {1, NAN, 2, 0, 0, 0},
+      {NAN, -kInf, 0, 0, 0, 0},
+      {kTiny, -kTiny, kTiny / 2, 0, -0.0f, 0},
+      {127, 0.5f, 1.5f, -2.5f, -126.5f, 125.5f},  // ties go to even
+      {-3e38f, 3e38f, 1e38f, 1, -1, 0},
+      {1e-36f, -1e-37f, 4e-37f, 0, 0, 0},
+  };
+  const std::vector<std::vector<int>> expected = {
+      {0, 0, 0, 0, 0, 0},       {0, 0, 0, 0, 0, 0},        {0, 0, 0, 0, 0, 0},
+      {0, 0, 0, 0, 0, 0},       {127, -127, 127, 0, 0, 0}, {127, 0, 2, -2, -126, 126},
+      {-127, 127, 42, 0, 0, 0}, {127, -13, 51, 0, 0, 0},
+  };
+  std::vector<float> rows, columns;
+  for (const auto& channel : w) rows.insert(rows.end(), channel.begin(), channel.end());
+  for (size_t k = 0; k < 6; ++k) {
+    for (const auto& channel : w) columns.push_back(channel[k]);
+  }
+  for (const Isa isa : isas()) {
+    Context ctx({.isa = isa});
+    for (const bool transposed : {false, true}) {
+      PackedWeights packed;
+      const Status status = PackedWeights::pack(ctx, {.dtype = DType::kS8},
+                                                transposed ? ConstTensorView(columns.data(), {6, 8})
+                                                           : ConstTensorView(rows.data(), {8, 6}),
+                                                transposed, {}, &packed);
+      ASSERT_TRUE(status.ok()) << status.message();
+      for (size_t n = 0; n < 8; ++n) {
+        int32_t sum = 0;
+        for (size_t k = 0; k < 6; ++k) {
+          const auto q =
+              reinterpret_cast<const int8_t*>(packed.panel(0, 0))[k / 4 * 32 * 4 + n * 4 + k % 4];
+          EXPECT_EQ(q, expected[n][k]) << to_string(isa) << " channel " << n << " k " << k;
+          sum += q;
+        }
+        EXPECT_EQ(packed.column_sums(0, 0)[n], sum);
+        const float scale = packed.scales(0, 0)[n];
+        if (n >= 1 && n <= 3) {
+          EXPECT_TRUE(std::isnan(scale)) << n;
+        } else {
+          float max = 0;
+          for (const float x : w[n]) max = std::fmax(max, std::fabs(x));
+          EXPECT_EQ(scale, max / 127.0f) << n;
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedWeights, SumsOfTheLargestK) {
+  const std::vector<int8_t> w(65536, -128);
+  PackedWeights packed;
+  ASSERT_TRUE(PackedWeights::create(
+                  {.dtype = DType::kS8, .experts = 1, .n = 1, .k = 65536, .scales = false}, &packed)
+                  .ok());
+  ASSERT_TRUE(packed.pack_expert(0, {w.data(), {1, 65536}}).ok());
+  EXPECT_EQ(packed.column_sums(0, 0)[0], -128 * 65536);
+  EXPECT_EQ(packed.column_sums(0, 0)[1], 0);
+}
+
+TEST(PackedWeights, OneScaleForAllChannels) {
+  const std::vector<int8_t> w(2 * 40 * 8, 1);
+  const float scale = 0.25f;
+  Context ctx;
+  PackedWeights packed;
+  ASSERT_TRUE(PackedWeights::pack(ctx, {.dtype = DType::kS8}, {w.data(), {2, 40, 8}}, false,
+                                  {&scale, {1}}, &packed)
+                  .ok());
+  for (int64_t e = 0; e < 2; ++e) {
+    for (int n = 0; n < 48; ++n) EXPECT_EQ(packed.scales(e, 0)[n], n < 40 ? 0.25f : 0.0f);
+  }
+  const float other = 0.5f;
+  ASSERT_TRUE(packed.pack_expert(1, {w.data(), {40, 8}}, false, {&other, {1}}).ok());
+  EXPECT_EQ(packed.scales(0, 0)[39], 0.25f);
+  EXPECT_EQ(packed.scales(1, 0)[39], 0.5f);
+  EXPECT_EQ(packed.scales(1, 0)[40], 0.0f);
+}
+
+TEST(PackedWeights, Sizes) {
+  PackedWeights packed;
+  ASSERT_TRUE(
+      PackedWeights::create({.dtype = DType::kF32, .experts = 3, .n = 100, .k = 7}, &packed).ok());
+  EXPECT_EQ(packed.panels(), 2);
+  EXPECT_EQ(packed.panel_width(0), 64);
+  EXPECT_EQ(packed.panel_width(1), 48);  // for 36 columns
+  EXPECT_EQ(packed.bytes(), 3 * (64 + 48) * 16 * 4);
+  EXPECT_FALSE(packed.has_scales());
+  // The bound on real shapes: N and K of both GEMMs of a layer.
+  struct Gemm {
+    int64_t n, k;
+    WeightRole role;
+  };
+  for (const Gemm& gemm : {Gemm{1536, 2048, WeightRole::kGateUp},
+                           {2048, 768, WeightRole::kPlain},
+                           {5760, 2880, WeightRole::kGateUp},
+                           {2880, 2880, WeightRole::kPlain},
+                           {28672, 4096, WeightRole::kGateUp},
+                           {4096, 14336, WeightRole::kPlain},
+                           {4096, 7168, WeightRole::kGateUp},
+                           {7168, 2048, WeightRole::kPlain}}) {
+    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kS8}) {
+      ASSERT_TRUE(
+          PackedWeights::create(
+              {.dtype = dtype, .experts = 2, .n = gemm.n, .k = gemm.k, .role = gemm.role}, &packed)
+              .ok());
+      EXPECT_LE(static_cast<double>(packed.bytes()),
+                1.05 * static_cast<double>(2 * gemm.n * gemm.k * size_of(dtype)))
+          << gemm.n << "x" << gemm.k << " " << to_string(dtype);
+    }
+  }
+}
+
+TEST(PackedWeights, MovedFromHoldsNothing) {
+  PackedWeights packed;
+  ASSERT_TRUE(
+      PackedWeights::create({.dtype = DType::kF32, .experts = 1, .n = 3, .k = 4}, &packed).ok());
+  const PackedWeights other = std::move(packed);
+  EXPECT_TRUE(other.packed());
+  EXPECT_FALSE(packed.packed());  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(packed.dtype(), DType::kNone);
+  EXPECT_EQ(packed.bytes(), 0);
+  EXPECT_EQ(packed.data(), nullptr);
+}
+
+// Different experts from different threads at once.
+TEST(PackedWeights, ExpertsAtOnce) {
+  Draw draw(41);
+  const PackedWeightsForm form{
+      .dtype = DType::kS8, .experts = 8, .n = 130, .k = 300, .role = WeightRole::kGateUp};
+  const Plain plain(draw, DType::kBf16, form.experts, form.n, form.k);
+  PackedWeights packed;
+  ASSERT_TRUE(PackedWeights::create(form, &packed).ok());
+  std::vector<std::thread> threads;
+  for (int64_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int64_t e = t; e < 8; e += 4) {
+        EXPECT_TRUE(packed.pack_expert(e, plain.expert(e), plain.transposed).ok());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  expect_packed(packed, form, plain);
+}
+
+// --- errors ---
+
+TEST(PackedWeights, RefusesForms) {
+  PackedWeights packed;
+  const auto refused = [&](const PackedWeightsForm& form, const char* message) {
+    expect_refused(PackedWeights::create(form, &packed), message);
+    EXPECT_FALSE(packed.packed()) << "a failed create changed the object";
+  };
+  const PackedWeightsForm good{.dtype = DType::kS8, .experts = 1, .n = 2, .k = 2};
+  PackedWeightsForm form = good;
+  form.dtype = DType::kF16;
+  refused(form, "PackedWeights: form.dtype = f16 is not f32, bf16 or s8");
+  form = good;
+  form.n = -2;
+  refused(form, "PackedWeights: a size of [1, -2, 2] is negative");
+  form = good;
+  form.k = 65537;
+  refused(form, "PackedWeights: form.k = 65537 is more than 65536, beyond which s32 overflows");
+  form = good;
+  form.role = WeightRole::kGateUp;
+  form.n = 3;
+  refused(form, "PackedWeights: form.n = 3 is odd: gate and up have as many channels each");
+  form = good;
+  form.role = static_cast<WeightRole>(2);
+  refused(form, "PackedWeights: form.role = 2 is none");
+  form = good;
+  form.gate = static_cast<Gate>(3);
+  refused(form, "PackedWeights: form.gate = 3 is none");
+  form = {.dtype = DType::kF32, .experts = int64_t{1} << 40, .n = int64_t{1} << 20, .k = 64};
+  refused(form, "PackedWeights: the product of [1099511627776, 1048576, 64] overflows");
+  form = {.dtype = DType::kF32, .experts = 1, .n = INT64_MAX, .k = 0};
+  refused(form, "PackedWeights: the product of [1, 9223372036854775807, 0] overflows");
+  form = {.dtype = DType::kF32, .experts = 1, .n = int64_t{1} << 30, .k = int64_t{1} << 28};
+  EXPECT_EQ(PackedWeights::create(form, &packed).code(), StatusCode::kOutOfMemory);
+  EXPECT_FALSE(packed.packed());
+}
+
+// The two views of a pack, for the sweep.
+struct PackArgs {
+  ConstTensorView w;
+  ConstTensorView w_scale;
+};
+
+TEST(PackedWeights, RefusesEveryMalformedView) {
+  const std::vector<int8_t> w(2 * 5 * 7, 3);
+  const std::vector<float> scale(2 * 5, 1.0f);
+  PackedWeights packed;
+  ASSERT_TRUE(
+      PackedWeights::create({.dtype = DType::kS8, .experts = 2, .n = 5, .k = 7}, &packed).ok());
+  const std::string zeros(static_cast<size_t>(packed.bytes() / 2), '\0');
+  // The sweep begins with the good call, which packs the first expert; the others must not touch
+  // the second.
+  int64_t expert = 0;
+  test::sweep_contract(PackArgs{{w.data(), {5, 7}}, {scale.data(), {5}}},
+                       {{"w", &PackArgs::w}, {"w_scale", &PackArgs::w_scale}}, {},
+                       [&](const PackArgs& args) {
+                         const int64_t to = expert;
+                         expert = 1;
+                         return packed.pack_expert(to, args.w, false, args.w_scale);
+                       });
+  EXPECT_EQ(0, std::memcmp(packed.panel(1, 0), zeros.data(), zeros.size()));
+
+  Context ctx;
+  const PackArgs all{{w.data(), {2, 5, 7}}, {scale.data(), {2, 5}}};
+  const auto pack_all = [&](const PackArgs& args) {
+    PackedWeights out;
+    const Status status =
+        PackedWeights::pack(ctx, {.dtype = DType::kS8}, args.w, false, args.w_scale, &out);
+    EXPECT_EQ(out.packed(), status.ok());
+    return status;
+  };
+  test::sweep_contract(all, {{"w_scale", &PackArgs::w_scale, false}}, {}, pack_all);
+  for (const auto& [what, view] : test::sweep_internal::malformed(all.w)) {
+    if (what == "smaller shape[2]") continue;  // K is whatever w has
+    EXPECT_EQ(pack_all({view, all.w_scale}).code(), StatusCode::kInvalidArgument) << what;
+  }
+}
+
+TEST(PackedWeights, RefusesWhatCannotBePacked) {
+  const std::vector<float> f(12, 1.0f);
+  const std::vector<int8_t> q(12, 1);
+  const ConstTensorView float_w(f.data(), {3, 4}), s8_w(q.data(), {3, 4});
+  const ConstTensorView scale(f.data(), {3});
+  PackedWeights nothing, f32, s8, bare;
+  ASSERT_TRUE(
+      PackedWeights::create({.dtype = DType::kF32, .experts = 2, .n = 3, .k = 4}, &f32).ok());
+  ASSERT_TRUE(PackedWeights::create({.dtype = DType::kS8, .experts = 2, .n = 3, .k = 4}, &s8).ok());
+  ASSERT_TRUE(PackedWeights::create(
+                  {.dtype = DType::kS8, .experts = 2, .n = 3, .k = 4, .scales = false}, &bare)
+                  .ok());
+  expect_refused(nothing.pack_expert(0, float_w),
+                 "PackedWeights::pack_expert: nothing was created yet");
+  expect_refused(f32.pack_expert(2, float_w),
+                 "PackedWeights::pack_expert: expert = 2 is not in [0, 2)");
+  expect_refused(f32.pack_expert(-1, float_w),
+                 "PackedWeights::pack_expert: expert = -1 is not in [0, 2)");
+  expect_refused(f32.pack_expert(0, float_w, true),
+                 "PackedWeights::pack_expert: w.shape[0] = 3, expected 4");
+  expect_refused(f32.pack_expert(0, s8_w),
+                 "PackedWeights::pack_expert: w has dtype s8, which is not legal here");
+  expect_refused(f32.pack_expert(0, float_w, false, scale),
+                 "PackedWeights::pack_expert: w_scale is given, but w is not s8");
+  expect_refused(s8.pack_expert(0, float_w, false, scale),
+                 "PackedWeights::pack_expert: w_scale is given, but w is not s8");
+  expect_refused(s8.pack_expert(0, s8_w), "PackedWeights::pack_expert: w_scale is missing");
+  expect_refused(bare.pack_expert(0, float_w),
+                 "PackedWeights::pack_expert: w is quantised, but the pack has no scales");
+  expect_refused(bare.pack_expert(0, s8_w, false, scale),
+                 "PackedWeights::pack_expert: w_scale is given, but the pack has no scales");
+  expect_refused(f32.pack_expert(0, {f32.panel(0, 0), TensorLayout(DType::kF32, {3, 4})}),
+                 "PackedWeights::pack_expert: output expert overlaps input w");
+  EXPECT_TRUE(f32.pack_expert(1, {f32.panel(0, 0), TensorLayout(DType::kF32, {3, 4})}).ok());
+
+  Context ctx;
+  expect_refused(PackedWeights::pack(ctx, {.dtype = DType::kF32}, s8_w, false, {}, &nothing),
+                 "PackedWeights::pack: w has dtype s8, which is not legal here");
+  expect_refused(PackedWeights::pack(ctx, {.dtype = DType::kS8}, float_w, false, scale, &nothing),
+                 "PackedWeights::pack: w_scale is given, but w is not s8");
+  expect_refused(
+      PackedWeights::pack(ctx, {q.data(), TensorLayout(DType::kF16, {3, 2})}, false, &nothing),
+      "PackedWeights: form.dtype = f16 is not f32, bf16 or s8");
+  Context bad({.threads = -1});
+  EXPECT_EQ(PackedWeights::pack(bad, float_w, false, &nothing).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_FALSE(nothing.packed());
+}
+
+// --- files ---
+
+// A folder of the test's own, gone with the test.
+class PackedWeightsFile : public testing::Test {
+ protected:
+  PackedWeightsFile()
+      : folder_(std::filesystem::path(testing::TempDir()) /
+                ("moeops_packed_weights_" + std::to_string(::getpid()))) {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    path_ = (folder_ / "w").string();
+  }
+  ~PackedWeightsFile() override { std::filesystem::remove_all(folder_); }
+
+  std::string read() const {
+    std::ifstream in(path_, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  void write(const std::string& bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
+  int64_t files() const { return std::distance(std::filesystem::directory_iterator(folder_), {}); }
+  void refused(const std::string& why) const {
+    PackedWeights out;
+    expect_refused(PackedWeights::map(path_.c_str(), &out),
+                   "PackedWeights::map: " + path_ + ": " + why);
+    EXPECT_FALSE(out.packed());
+  }
+
+  std::filesystem::path folder_;
+  std::string path_;
+};
+
+TEST_F(PackedWeightsFile, RoundTrip) {
+  for (uint64_t round = 0; round < 40; ++round) {
+    const uint64_t seed = test::seed_of(round);
+    SCOPED_TRACE(test::replay_hint(seed));
+    Draw draw(seed);
+    PackedWeightsForm form = random_form(draw);
+    const Plain plain(draw, random_source(draw, form.dtype), form.experts, form.n, form.k);
+    form.scales = plain.dtype != DType::kS8 || draw.of({false, true});
+    Context ctx;
+    PackedWeights packed;
+    ASSERT_TRUE(PackedWeights::pack(ctx, form, plain.all(), plain.transposed,
+                                    form.scales ? plain.all_scales() : ConstTensorView(), &packed)
+                    .ok());
+    const Status saved = packed.save(path_.c_str());
+    ASSERT_TRUE(saved.ok()) << saved.message();
+    EXPECT_EQ(files(), 1);
+    PackedWeights mapped;
+    const Status status = PackedWeights::map(path_.c_str(), &mapped);
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(mapped.dtype(), packed.dtype());
+    EXPECT_EQ(mapped.experts(), packed.experts());
+    EXPECT_EQ(mapped.n(), packed.n());
+    EXPECT_EQ(mapped.k(), packed.k());
+    EXPECT_EQ(mapped.form().role, packed.form().role);
+    EXPECT_EQ(mapped.form().gate, packed.form().gate);
+    EXPECT_EQ(mapped.has_scales(), packed.has_scales());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(mapped.data()) % 64, 0u);
+    ASSERT_TRUE(same_bytes(mapped, packed));
+    ASSERT_NO_FATAL_FAILURE(expect_packed(mapped, form, plain));
+    if (form.experts > 0) {
+      expect_refused(
+          mapped.pack_expert(0, plain.expert(0), plain.transposed),
+          "PackedWeights::pack_expert: the pack is mapped from a file, which is read-only");
+    }
+    // It may be saved over itself: the mapping keeps the old file.
+    ASSERT_TRUE(mapped.save(path_.c_str()).ok());
+    ASSERT_TRUE(same_bytes(mapped, packed));
+  }
+}
+
+TEST_F(PackedWeightsFile, RefusesWhatIsNoPack) {
+  PackedWeights out;
+  refused("No such file or directory");
+  write("");
+  refused("too short to be packed weights");
+  write(std::string(4095, 'x'));
+  refused("too short to be packed weights");
+  write(std::string(5000, 'x'));
+  refused("not packed weights");
+  std::filesystem::remove(path_);
+  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  refused("not a regular file");
+  std::filesystem::remove(path_);
+  std::filesystem::create_directory(path_);
+  refused("not a regular file");
+  expect_refused(PackedWeights::map(nullptr, &out), "PackedWeights::map: path is null");
+}
+
+// Every byte of the header, changed, and sizes that lie with a checksum that is right.
+TEST_F(PackedWeightsFile, RefusesDamagedFiles) {
+  PackedWeights packed;
+  ASSERT_TRUE(
+      PackedWeights::create({.dtype = DType::kS8, .experts = 3, .n = 40, .k = 100}, &packed).ok());
+  ASSERT_TRUE(packed.save(path_.c_str()).ok());
+  const std::string good = read();
+  ASSERT_EQ(good.size(), static_cast<size_t>(4096 + packed.bytes()));
+
+  PackedWeights out;
+  for (const size_t size :
+       {size_t{0}, size_t{79}, size_t{4095}, size_t{4096}, good.size() / 2, good.size() - 1}) {
+    write(good.substr(0, size));
+    EXPECT_EQ(PackedWeights::map(path_.c_str(), &out).code(), StatusCode::kInvalidArgument) << size;
+  }
+  write(good + "x");
+  refused(std::to_string(good.size() + 1) + " bytes, but its header says " +
+          std::to_string(good.size()));
+  for (size_t i = 0; i < 80; ++i) {
+    std::string bad = good;
+    bad[i] = static_cast<char>(bad[i] ^ 0x40);
+    write(bad);
+    EXPECT_EQ(PackedWeights::map(path_.c_str(), &out).code(), StatusCode::kInvalidArgument) << i;
+  }
+
+  const auto forge = [&](size_t at, uint64_t value, size_t size) {
+    std::string bad = good;
+    std::memcpy(bad.data() + at, &value, size);
+    uint64_t hash = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < 72; ++i) hash = (hash ^ static_cast<uint8_t>(bad[i])) * 0x100000001B3u;
+    std::memcpy(bad.data() + 72, &hash, sizeof(hash));
+    write(bad);
+  };
+  forge(8, 3, 4);
+  refused("layout version 3, expected 2: pack it again");
+  forge(12, 3, 4);
+  refused("PackedWeights: form.dtype = f16 is not f32, bf16 or s8");
+  forge(12, 0x104, 4);
+  refused("the header makes no sense");
+  forge(16, 2, 4);
+  refused("PackedWeights: form.role = 2 is none");
+  forge(20, 3, 4);
+  refused("the header makes no sense");
+  forge(24, 2, 4);
+  refused("the header makes no sense");
+  forge(32, INT64_MAX, 8);
+  refused("PackedWeights: the product of [9223372036854775807, 40, 100] overflows");
+  forge(40, static_cast<uint64_t>(-40), 8);
+  refused("PackedWeights: a size of [3, -40, 100] is negative");
+  forge(48, 65537, 8);
+  refused("PackedWeights: form.k = 65537 is more than 65536, beyond which s32 overflows");
+  forge(56, 64, 8);
+  refused(std::to_string(packed.bytes()) + " bytes of weights, expected 3 experts of " +
+          std::to_string(packed.bytes() / 3));
+  forge(64, 4096, 8);
+  refused(std::to_string(good.size()) + " bytes, but its header says 4096");
+  for (const size_t at : {size_t{32}, size_t{40}, size_t{48}}) {
+    for (const uint64_t value : {0, 1, 2, 1000, 65536}) {
+      forge(at, value, 8);
+      EXPECT_EQ(PackedWeights::map(path_.c_str(), &out).code(), StatusCode::kInvalidArgument)
+          << at << " " << value;
+    }
+  }
+  forge(24, 1, 4);  // as it was: the forger's checksum is the right one
+  EXPECT_TRUE(PackedWeights::map(path_.c_str(), &out).ok());
+}
+
+TEST_F(PackedWeightsFile, RefusesToSave) {
+  PackedWeights packed;
+  expect_refused(packed.save(path_.c_str()), "PackedWeights::save: nothing is packed");
+  ASSERT_TRUE(
+      PackedWeights::create({.dtype = DType::kF32, .experts = 1, .n = 1, .k = 1}, &packed).ok());
+  expect_refused(packed.save(nullptr), "PackedWeights::save: path is null");
+  const std::string nowhere = (folder_ / "none" / "w").string();
+  expect_refused(packed.save(nowhere.c_str()),
+                 "PackedWeights::save: " + nowhere +
+                     ": cannot create a file beside it: No such file or directory");
+  const std::string folder = folder_.string();
+  expect_refused(packed.save(folder.c_str()),
+                 "PackedWeights::save: " + folder + ": not a regular file");
+  expect_refused(packed.save("/dev/full"), "PackedWeights::save: /dev/full: not a regular file");
+  EXPECT_EQ(packed.save(std::string(5000, 'a').c_str()).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(files(), 0);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 
 namespace moeops {
@@ -71,5 +73,7 @@ struct GatingTopKArgs {
   TensorView scores;
   TensorView row_index;
 };
+
+Status gating_top_k(Context& ctx, const GatingTopKArgs& args);
 
 }  // namespace moeops

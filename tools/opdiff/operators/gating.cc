@@ -33,7 +33,7 @@ Status run(Call& call) {
   args.expert_ids = call.out("expert_ids", DType::kI32, {T, args.k});
   args.scores = call.optional_out("scores", DType::kF32, {T, call.dim("logits", 1)});
   args.row_index = call.optional_out("row_index", DType::kI32, {T, args.k});
-  return ref::gating_top_k(args);
+  return call.impl() == Impl::kRef ? ref::gating_top_k(args) : gating_top_k(call.context(), args);
 }
 
 void make(Maker& maker) {
@@ -47,6 +47,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator gating_top_k_operator() { return {"gating_top_k", false, run, make}; }
+Operator gating_top_k_operator() { return {"gating_top_k", true, run, make}; }
 
 }  // namespace moeops::tools

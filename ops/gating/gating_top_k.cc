@@ -40,7 +40,7 @@ Scratch cut(const Plan& plan, Words& words) {
   s.keys = words.take<int32_t>(plan.group_count * plan.group_stride);
   s.group_keys = words.take<int32_t>(plan.group_count + kPad);
   s.all_groups = words.take<int32_t>(plan.group_count);
-  s.kept_groups = words.take<int32_t>(plan.group_count);
+  s.kept_groups = words.take<int32_t>(plan.group_count + kPad);
   s.candidate_keys = words.take<int32_t>(plan.experts + kPad);
   s.candidate_ids = words.take<int32_t>(plan.experts + kPad);
   s.order = words.take<int32_t>(plan.experts);

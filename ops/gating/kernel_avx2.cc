@@ -14,21 +14,27 @@ inline VecI keys_of(Vec v) {
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   return _mm256_blendv_epi8(_mm256_xor_si256(bits, flip), _mm256_set1_epi32(kNanKey), nan);
 }
-inline uint32_t above(VecI a, VecI b) {
-  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))));
+inline VecI minus_above(VecI c, VecI a, VecI b) {
+  return _mm256_add_epi32(c, _mm256_cmpgt_epi32(a, b));
 }
-inline uint32_t at_least(VecI a, VecI b) { return above(b, a) ^ 0xFFu; }
+inline VecI keep_above(VecI a, VecI b, VecI keys) {
+  return _mm256_blendv_epi8(_mm256_set1_epi32(kNoKey), keys, _mm256_cmpgt_epi32(a, b));
+}
+inline uint32_t lanes(__m256i mask) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(mask)));
+}
+inline int64_t count_equal(VecI a, VecI b) {
+  return __builtin_popcount(lanes(_mm256_cmpeq_epi32(a, b)));
+}
 inline VecI lesser(VecI a, VecI b) { return _mm256_min_epi32(a, b); }
-inline VecI if_below(VecI a, VecI b) {
-  return _mm256_blendv_epi8(_mm256_set1_epi32(kNoKey), a, _mm256_cmpgt_epi32(b, a));
-}
 inline int64_t append(VecI keys, int32_t bound, int32_t id, int32_t* to_keys, int32_t* to_ids) {
-  alignas(32) int32_t lanes[8];
-  simd::store(lanes, keys);
+  alignas(32) int32_t each[8];
+  simd::store(each, keys);
+  const uint32_t below = lanes(_mm256_cmpgt_epi32(simd::broadcast(bound), keys));
   int64_t n = 0;
-  for (uint32_t left = at_least(keys, simd::broadcast(bound)); left != 0; left &= left - 1) {
+  for (uint32_t left = below ^ 0xFFu; left != 0; left &= left - 1) {
     const int lane = __builtin_ctz(left);
-    to_keys[n] = lanes[lane];
+    to_keys[n] = each[lane];
     to_ids[n++] = id + lane;
   }
   return n;

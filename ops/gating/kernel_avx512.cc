@@ -14,12 +14,16 @@ inline VecI keys_of(Vec v) {
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_mov_epi32(_mm512_xor_si512(bits, flip), nan, _mm512_set1_epi32(kNanKey));
 }
-inline uint32_t above(VecI a, VecI b) { return _mm512_cmpgt_epi32_mask(a, b); }
-inline uint32_t at_least(VecI a, VecI b) { return _mm512_cmpge_epi32_mask(a, b); }
-inline VecI lesser(VecI a, VecI b) { return _mm512_min_epi32(a, b); }
-inline VecI if_below(VecI a, VecI b) {
-  return _mm512_mask_mov_epi32(_mm512_set1_epi32(kNoKey), _mm512_cmplt_epi32_mask(a, b), a);
+inline VecI minus_above(VecI c, VecI a, VecI b) {
+  return _mm512_mask_sub_epi32(c, _mm512_cmpgt_epi32_mask(a, b), c, _mm512_set1_epi32(1));
 }
+inline VecI keep_above(VecI a, VecI b, VecI keys) {
+  return _mm512_mask_mov_epi32(_mm512_set1_epi32(kNoKey), _mm512_cmpgt_epi32_mask(a, b), keys);
+}
+inline int64_t count_equal(VecI a, VecI b) {
+  return __builtin_popcount(_mm512_cmpeq_epi32_mask(a, b));
+}
+inline VecI lesser(VecI a, VecI b) { return _mm512_min_epi32(a, b); }
 inline int64_t append(VecI keys, int32_t bound, int32_t id, int32_t* to_keys, int32_t* to_ids) {
   const __mmask16 mask = _mm512_cmpge_epi32_mask(keys, _mm512_set1_epi32(bound));
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -5,11 +5,12 @@
 // these of its own:
 //
 //   VecI keys_of(Vec)          the lanes' keys, the same for -0 and 0
-//   uint32_t above(VecI a, VecI b), at_least(VecI a, VecI b)
-//                              bit i: a > b, a >= b in lane i
+//   VecI minus_above(VecI c, VecI a, VecI b)
+//                              c - 1 where a > b, else c
+//   VecI keep_above(VecI a, VecI b, VecI keys)
+//                              keys where a > b, else kNoKey
+//   int64_t count_equal(VecI a, VecI b)
 //   VecI lesser(VecI a, VecI b)
-//   VecI if_below(VecI a, VecI b)
-//                              a < b ? a : kNoKey
 //   int64_t append(VecI keys, int32_t bound, int32_t id, int32_t* to_keys, int32_t* to_ids)
 //                              packs the keys >= bound, and `id` + their lane, in the order of
 //                              lanes; returns how many. May write whole registers.
@@ -17,8 +18,8 @@
 // How a token's K best are found. Whatever is compared are integer keys, whose maxima need no care
 // for NaN. The K-th largest of 16 columns' maxima is a bound that the K-th largest key cannot be
 // below and that few others reach (11 of 128 random ones for K = 8). Those are packed together in
-// the order of ids, and each finds its place by counting the ones before it. No step but the
-// counts depends on the data, so little is there for the branch predictor to get wrong.
+// the order of ids, and each finds its place by counting the ones before it. Nothing but their
+// number depends on the data, so little is there for the branch predictor to get wrong.
 
 #include "ops/core/simd_math.h"
 #include "ops/gating/kernels.h"
@@ -32,12 +33,6 @@ using simd::load;
 using simd::store;
 using simd::Vec;
 using simd::VecI;
-
-// Of a lane mask. Without the popcnt instruction, registers have one lane.
-inline int64_t count(uint32_t lanes) {
-  return kWidth == 1 ? static_cast<int64_t>(lanes) : __builtin_popcount(lanes);
-}
-inline constexpr uint32_t kAllLanes = (1u << kWidth) - 1u;
 
 template <class Element>
 void sigmoids(const Element* x, int64_t experts, float* n) {
@@ -59,7 +54,9 @@ void exponentials(const Element* x, int64_t experts, float* n) {
   }
   if (e < experts) {
     store(n + e, load(x + e, experts - e));
-    for (int64_t i = experts; i < e + kWidth; ++i) n[i] = -__builtin_inff();
+    // Padding that changes no maximum, and whose exp is no slower than the others: a result that
+    // underflows costs some CPUs hundreds of cycles.
+    for (int64_t i = experts; i < e + kWidth; ++i) n[i] = n[0];
     best = simd::max(load(n + e), best);
   }
   const Vec max = broadcast(simd::reduce_max(best));
@@ -81,15 +78,18 @@ void divide_by_sum(float* n, int64_t row_stride, int64_t experts) {
   }
 }
 
-// n lanes that any key fits in, kWidth - n that none does, for n in [0, kWidth].
-struct LaneLimits {
-  int32_t limit[2 * kWidth];
-  constexpr LaneLimits() : limit() {
-    for (int i = 0; i < 2 * kWidth; ++i) limit[i] = i < kWidth ? INT32_MAX : kNoKey;
-  }
-  VecI first(int64_t n) const { return load(limit + kWidth - n); }
-};
-inline constexpr LaneLimits kLaneLimits;
+// A register of kFirst in the first n lanes and kOther in the others, for n in [0, kWidth].
+template <int32_t kFirst, int32_t kOther>
+VecI first_lanes(int64_t n) {
+  struct Lanes {
+    int32_t lane[2 * kWidth];
+    constexpr Lanes() : lane() {
+      for (int i = 0; i < 2 * kWidth; ++i) lane[i] = i < kWidth ? kFirst : kOther;
+    }
+  };
+  static constexpr Lanes kLanes;
+  return load(kLanes.lane + kWidth - n);
+}
 
 struct TopTwo {
   int32_t best;
@@ -103,7 +103,7 @@ TopTwo make_keys(const float* n, const float* bias, int64_t size, int32_t* keys)
   VecI second = best;
   const auto take = [&](Vec b, int64_t i, int64_t lanes) {
     VecI key = keys_of(b);
-    if (lanes < kWidth) key = lesser(key, kLaneLimits.first(lanes));
+    if (lanes < kWidth) key = lesser(key, first_lanes<INT32_MAX, kNoKey>(lanes));
     store(keys + i, key);
     if (kTop > 1) second = simd::max(second, lesser(best, key));
     if (kTop > 0) best = simd::max(best, key);
@@ -122,23 +122,26 @@ TopTwo make_keys(const float* n, const float* bias, int64_t size, int32_t* keys)
   if (kTop == 1) return {first, first};
   // The second largest is in another lane's `best`, or in the winner's `second`.
   const VecI winner = broadcast(first);
-  if (count(at_least(best, winner)) > 1) return {first, first};
-  return {first, simd::reduce_max(simd::max(second, if_below(best, winner)))};
+  if (count_equal(best, winner) > 1) return {first, first};
+  return {first, simd::reduce_max(simd::max(second, keep_above(winner, best, best)))};
 }
 
-// How many of the n keys come before number i: the larger ones, and equal ones of lower index.
-// The array is padded with kNoKey.
-inline int64_t rank(const int32_t* keys, int64_t n, int64_t i) {
-  const VecI key = broadcast(keys[i]);
-  const int64_t at = i / kWidth * kWidth;
-  const uint32_t lower = (1u << (i - at)) - 1u;
-  int64_t before = 0;
+// Minus the ranks of kWidth of the n keys, those from `at` on: how many come before each, being
+// larger, or equal and of lower index. The array is padded with kNoKey.
+inline VecI minus_ranks(const int32_t* keys, int64_t n, int64_t at) {
+  const VecI own = load(keys + at);
+  // A key that equals `own` is above `own` - 1.
+  const VecI less = own + broadcast(-1);
+  VecI ranks = broadcast(0);
   int64_t j = 0;
-  for (; j < at; j += kWidth) before += count(at_least(load(keys + j), key));
-  const VecI beside = load(keys + at);
-  before += count((at_least(beside, key) & lower) | (above(beside, key) & ~lower));
-  for (j = at + kWidth; j < n; j += kWidth) before += count(above(load(keys + j), key));
-  return before;
+  for (; j < at; ++j) ranks = minus_above(ranks, broadcast(keys[j]), less);
+  for (; j < at + kWidth && j < n; ++j) {
+    // Lanes up to j's own have the lower index.
+    const VecI limit = own + first_lanes<0, -1>(j - at + 1);
+    ranks = minus_above(ranks, broadcast(keys[j]), limit);
+  }
+  for (; j < n; ++j) ranks = minus_above(ranks, broadcast(keys[j]), own);
+  return ranks;
 }
 
 // The k-th largest of the maxima of kColumns columns into which the groups' keys are dealt:
@@ -161,11 +164,14 @@ int32_t bound_of(const Plan& plan, const int32_t* keys, const int32_t* groups, i
   }
   alignas(64) int32_t columns[kColumns];
   for (int v = 0; v < kVectors; ++v) store(columns + v * kWidth, best[v]);
-  int32_t bound = kNanKey;
-  for (int c = 0; c < kColumns; ++c) {
-    bound = rank(columns, kColumns, c) == k - 1 && columns[c] > bound ? columns[c] : bound;
+  // The k-th largest is the largest one of rank k - 1 and more.
+  const VecI limit = broadcast(static_cast<int32_t>(2 - k));
+  VecI others = broadcast(kNanKey);
+  for (int v = 0; v < kVectors; ++v) {
+    const VecI ranks = minus_ranks(columns, kColumns, v * kWidth);
+    others = simd::max(others, keep_above(limit, ranks, best[v]));
   }
-  return bound;
+  return simd::reduce_max(others);
 }
 
 // Puts the ids of the k largest keys of these groups in order. Returns the k-th largest.
@@ -203,10 +209,14 @@ inline int32_t select(const Plan& plan, const Scratch& scratch, const int32_t* g
   store(keys + n, broadcast(kNoKey));
 
   int32_t last = kNoKey;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t place = rank(keys, n, i);
-    scratch.order[place] = ids[i];
-    last = place == k - 1 ? keys[i] : last;
+  for (int64_t at = 0; at < n; at += kWidth) {
+    alignas(64) int32_t ranks[kWidth];
+    store(ranks, minus_ranks(keys, n, at));
+    for (int64_t i = at; i < at + kWidth && i < n; ++i) {
+      const int64_t rank = -ranks[i - at];
+      scratch.order[rank] = ids[i];
+      last = rank == k - 1 ? keys[i] : last;
+    }
   }
   return last;
 }
@@ -237,9 +247,10 @@ inline void choose(const GatingTopKArgs& args, const Plan& plan, const Scratch& 
   }
   store(scratch.group_keys + plan.group_count, broadcast(kNoKey));
   int64_t kept = 0;
-  for (int64_t g = 0; g < plan.group_count; ++g) {
-    scratch.kept_groups[kept] = static_cast<int32_t>(g);
-    kept += rank(scratch.group_keys, plan.group_count, g) < args.k_group;
+  for (int64_t g = 0; g < plan.group_count; g += kWidth) {
+    const VecI ranks = minus_ranks(scratch.group_keys, plan.group_count, g);
+    kept += append(ranks, static_cast<int32_t>(1 - args.k_group), static_cast<int32_t>(g),
+                   scratch.candidate_keys + kept, scratch.kept_groups + kept);
   }
   if (select(plan, scratch, scratch.kept_groups, kept, args.k) > kMinusInfinityKey) return;
 

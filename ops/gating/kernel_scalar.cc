@@ -9,10 +9,10 @@ using simd::Vec;
 using simd::VecI;
 
 inline VecI keys_of(Vec v) { return key_of(v); }
-inline uint32_t above(VecI a, VecI b) { return a > b; }
-inline uint32_t at_least(VecI a, VecI b) { return a >= b; }
+inline VecI minus_above(VecI c, VecI a, VecI b) { return c - (a > b); }
+inline VecI keep_above(VecI a, VecI b, VecI keys) { return a > b ? keys : kNoKey; }
+inline int64_t count_equal(VecI a, VecI b) { return a == b; }
 inline VecI lesser(VecI a, VecI b) { return a < b ? a : b; }
-inline VecI if_below(VecI a, VecI b) { return a < b ? a : kNoKey; }
 inline int64_t append(VecI key, int32_t bound, int32_t id, int32_t* to_keys, int32_t* to_ids) {
   *to_keys = key;
   *to_ids = id;

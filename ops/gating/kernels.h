@@ -40,8 +40,8 @@ struct Scratch {
 Scratch cut_scratch(const Plan& plan, void* words);
 
 // Keys of f32 values: as signed integers they order as the values do, NaN below all of them.
-inline constexpr int32_t kNoKey = INT32_MIN;  // below every value's
-inline constexpr int32_t kNanKey = INT32_MIN + 1;
+inline constexpr int32_t kNoKey = INT32_MIN + 1;  // below every value's, and 1 may be taken off it
+inline constexpr int32_t kNanKey = INT32_MIN + 2;
 inline constexpr int32_t kMinusInfinityKey = INT32_MIN + 0x7FFFFF;
 
 namespace {  // compiled for every ISA

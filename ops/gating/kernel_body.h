@@ -174,6 +174,24 @@ int32_t bound_of(const Plan& plan, const int32_t* keys, const int32_t* groups, i
   return simd::reduce_max(others);
 }
 
+// Packs the groups' keys >= bound together, and their ids. kFewTies: of those that equal the bound,
+// only the ones that come early enough to be among the k largest, and a register's worth more.
+template <bool kFewTies>
+int64_t collect(const Plan& plan, const Scratch& scratch, const int32_t* groups,
+                int64_t group_count, int64_t k, int32_t bound) {
+  int64_t n = 0;
+  for (int64_t m = 0; m < group_count; ++m) {
+    const int64_t g = groups[m];
+    for (int64_t i = 0; i < plan.group_size; i += kWidth) {
+      n += append(load(scratch.keys + g * plan.group_stride + i),
+                  kFewTies && n >= k ? bound + 1 : bound,
+                  static_cast<int32_t>(g * plan.group_size + i), scratch.candidate_keys + n,
+                  scratch.candidate_ids + n);
+    }
+  }
+  return n;
+}
+
 // Puts the ids of the k largest keys of these groups in order. Returns the k-th largest.
 inline int32_t select(const Plan& plan, const Scratch& scratch, const int32_t* groups,
                       int64_t group_count, int64_t k) {
@@ -185,36 +203,18 @@ inline int32_t select(const Plan& plan, const Scratch& scratch, const int32_t* g
   } else if (k <= 48 && there > 128) {
     bound = bound_of<64>(plan, scratch.keys, groups, group_count, k);
   }
+  int64_t n = collect<false>(plan, scratch, groups, group_count, k, bound);
+  if (n > 32) n = collect<true>(plan, scratch, groups, group_count, k, bound);
 
-  int32_t* keys = scratch.candidate_keys;
-  int32_t* ids = scratch.candidate_ids;
-  int64_t n = 0;
-  for (int64_t m = 0; m < group_count; ++m) {
-    const int64_t g = groups[m];
-    for (int64_t i = 0; i < plan.group_size; i += kWidth) {
-      n += append(load(scratch.keys + g * plan.group_stride + i), bound,
-                  static_cast<int32_t>(g * plan.group_size + i), keys + n, ids + n);
-    }
-  }
-  if (n > 32) {
-    // Many equal scores, most likely: what equals the bound has a chance among the first k only.
-    int64_t left = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      keys[left] = keys[i];
-      ids[left] = ids[i];
-      left += static_cast<int64_t>(keys[i] > bound || left < k);
-    }
-    n = left;
-  }
-  store(keys + n, broadcast(kNoKey));
-
+  const int32_t* keys = scratch.candidate_keys;
+  store(scratch.candidate_keys + n, broadcast(kNoKey));
   int32_t last = kNoKey;
   for (int64_t at = 0; at < n; at += kWidth) {
     alignas(64) int32_t ranks[kWidth];
     store(ranks, minus_ranks(keys, n, at));
     for (int64_t i = at; i < at + kWidth && i < n; ++i) {
       const int64_t rank = -ranks[i - at];
-      scratch.order[rank] = ids[i];
+      scratch.order[rank] = scratch.candidate_ids[i];
       last = rank == k - 1 ? keys[i] : last;
     }
   }

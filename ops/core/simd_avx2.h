@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #include <moeops/ops/core/dtype.h>
 
+#include <bit>
 #include <cstdint>
 #include <xsimd/xsimd.hpp>
 
@@ -154,10 +155,36 @@ inline void stream(bf16* p, Vec v) {
 inline void stream(f16* p, Vec v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16_bits(v));
 }
-inline void stream(int8_t* p, Vec v) {
-  _mm_stream_si64(reinterpret_cast<long long*>(p), _mm_cvtsi128_si64(to_s8(v)));
+inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+  const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+  // Packing works within 128-bit lanes: fours of [a b c d a b c d].
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order));
 }
 inline void stream_fence() { _mm_sfence(); }
+
+// The bits of 16-bit floats without their sign order as their magnitudes do.
+template <class T>
+inline float max_magnitude(const T* p, int64_t n) {
+  const __m256i magnitude = _mm256_set1_epi16(0x7FFF);
+  __m256i largest = _mm256_setzero_si256();
+  int64_t j = 0;
+  for (; j + 16 <= n; j += 16) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + j));
+    largest = _mm256_max_epu16(largest, _mm256_and_si256(v, magnitude));
+  }
+  for (; j < n; j += 8) {
+    const __m256i v = _mm256_zextsi128_si256(load_bytes(p + j, 2 * (n - j < 8 ? n - j : 8)));
+    largest = _mm256_max_epu16(largest, _mm256_and_si256(v, magnitude));
+  }
+  alignas(16) T lanes[8];
+  _mm_store_si128(
+      reinterpret_cast<__m128i*>(lanes),
+      _mm_max_epu16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1)));
+  return std::bit_cast<float>(reduce_max(magnitude_bits(load(lanes))));
+}
 
 }  // namespace simd
 }  // namespace

@@ -19,6 +19,7 @@
 
 #include <moeops/ops/core/dtype.h>
 
+#include <bit>
 #include <cstdint>
 #include <xsimd/xsimd.hpp>
 
@@ -139,8 +140,34 @@ inline void stream(bf16* p, Vec v) {
 inline void stream(f16* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16_bits(v));
 }
-inline void stream(int8_t* p, Vec v) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_s8(v)); }
+inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+  const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
+  // Packing works within 128-bit lanes: four times fours of [a b c d].
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p),
+                      _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd)));
+}
 inline void stream_fence() { _mm_sfence(); }
+
+// The bits of 16-bit floats without their sign order as their magnitudes do.
+template <class T>
+inline float max_magnitude(const T* p, int64_t n) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
+  __m512i largest = _mm512_setzero_si512();
+  int64_t j = 0;
+  for (; j + 32 <= n; j += 32) {
+    largest = _mm512_max_epu16(largest, _mm512_and_si512(_mm512_loadu_si512(p + j), magnitude));
+  }
+  const auto tail = static_cast<__mmask32>((uint64_t{1} << static_cast<unsigned>(n - j)) - 1);
+  largest =
+      _mm512_max_epu16(largest, _mm512_and_si512(_mm512_maskz_loadu_epi16(tail, p + j), magnitude));
+  alignas(32) T lanes[16];
+  _mm256_store_si256(
+      reinterpret_cast<__m256i*>(lanes),
+      _mm256_max_epu16(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1)));
+  return std::bit_cast<float>(reduce_max(magnitude_bits(load(lanes))));
+}
 
 }  // namespace simd
 }  // namespace

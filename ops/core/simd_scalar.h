@@ -24,8 +24,10 @@
 //            store(uint8_t*, Vec)                    the s8 value plus 128: what VNNI GEMMs read
 //            store(int32_t*, VecI)
 //            store(p, v, n): the first n lanes; nothing past the n elements is written.
-//            stream(Element* or int8_t*, Vec)        past the caches, ordered by stream_fence();
+//            stream(Element*, Vec)                   past the caches, ordered by stream_fence();
 //                                                    p aligned to the kWidth elements
+//            stream(int8_t*, Vec a, b, c, d)         the same of 4 * kWidth values with |v| < 2^31,
+//                                                    p aligned to them
 // ARITHMETIC + - * / on Vec, + on VecI (wraps), fma(a, b, c) = a * b + c rounded once
 //            abs(a); min(a, b) = a < b ? a : b, and so for max: b where either is NaN
 //            ldexp(a, n) = a * 2^n rounded once, n integral in [-250, 250], |a| in [2^-1, 2)
@@ -34,6 +36,8 @@
 //            infinity and then NaN on top: the integer maximum of a row is its max |a| and, unless
 //            it reaches kInfinityBits, the proof that the row is finite
 //            max(VecI, VecI)
+//            max_magnitude(const bf16* or f16*, n) -> float: max |p[j]|, or, where one is none,
+//            infinity or NaN; 0 for n = 0
 // COMPARE    < <= > >= == on Vec -> Mask (false for NaN), & | on Mask, select(Mask, a, b), any, all
 // REDUCE     reduce_max(Vec), reduce_min(Vec) without NaN, reduce_max(VecI)
 //
@@ -114,7 +118,24 @@ template <class T>
 inline void stream(T* p, Vec v) {
   store(p, v);
 }
+inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  store(p, a);
+  store(p + 1, b);
+  store(p + 2, c);
+  store(p + 3, d);
+}
 inline void stream_fence() {}
+
+// The bits of 16-bit floats without their sign order as their magnitudes do.
+template <class T>
+inline float max_magnitude(const T* p, int64_t n) {
+  uint16_t largest = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    const auto bits = static_cast<uint16_t>(p[j].bits & 0x7FFF);
+    if (bits > largest) largest = bits;
+  }
+  return moeops::to_f32(T{largest});
+}
 
 }  // namespace simd
 }  // namespace

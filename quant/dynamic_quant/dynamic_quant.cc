@@ -64,7 +64,7 @@ class SmoothRows {
 };
 
 void quantise_rows(const DynamicQuantArgs& args, const RowKernels& kernels, int64_t begin,
-                   int64_t end) {
+                   int64_t end, bool stream) {
   const int64_t H = args.x.dim(1);
   const int64_t x_stride = args.x.row_stride * size_of(args.x.dtype);
   float* scale = args.scale.row<float>(0);
@@ -72,13 +72,17 @@ void quantise_rows(const DynamicQuantArgs& args, const RowKernels& kernels, int6
   for (int64_t i = begin; i < end; ++i) {
     const char* x = static_cast<const char*>(args.x.data) + i * x_stride;
     auto* q = args.q.row<int8_t>(i);
+    const char* next = !stream ? nullptr : i + 1 < end ? x + x_stride : x;
     if (args.asymmetric) {
       kernels.asymmetric.of(args.x.dtype)(x, smooth.of(i), H, q, scale + i,
-                                          args.offset.row<float>(0) + i);
+                                          args.offset.row<float>(0) + i, next);
+    } else if (stream) {
+      kernels.stream.of(args.x.dtype)(x, smooth.of(i), H, q, scale + i, next);
     } else {
       kernels.s8.of(args.x.dtype)(x, smooth.of(i), H, q, scale + i);
     }
   }
+  if (stream) kernels.fence();
 }
 
 }  // namespace
@@ -89,8 +93,11 @@ Status dynamic_quant(Context& ctx, const DynamicQuantArgs& args) {
   const int64_t M = args.x.dim(0);
   const int64_t bytes = M * args.x.dim(1) * (size_of(args.x.dtype) + 1);
   const RowKernels& kernels = row_kernels(ctx.isa());
-  run_workers(workers_for(ctx, bytes, M), [&](int worker, int team) {
-    quantise_rows(args, kernels, M * worker / team, M * (worker + 1) / team);
+  const int workers = workers_for(ctx, bytes, M);
+  // What its reader could not find in the workers' own caches need not go through them.
+  const bool stream = bytes > workers * std::max(machine().l2_bytes, int64_t{1} << 20);
+  run_workers(workers, [&](int worker, int team) {
+    quantise_rows(args, kernels, M * worker / team, M * (worker + 1) / team, stream);
   });
   return {};
 }

@@ -15,9 +15,13 @@ namespace moeops::dynamic_quant_internal {
 using S8Row = void (*)(const void* x, const float* smooth, int64_t n, int8_t* q, float* scale);
 // The same values plus 128: what VNNI instructions take, and zero is 128.
 using U8Row = void (*)(const void* x, const float* smooth, int64_t n, uint8_t* q, float* scale);
-// The asymmetric form.
+// S8Row for calls that the caches cannot hold: q goes past them, to be ordered by fence(), and
+// `next`, the row to come, is brought near meanwhile.
+using StreamRow = void (*)(const void* x, const float* smooth, int64_t n, int8_t* q, float* scale,
+                           const void* next);
+// The asymmetric form; with a `next`, like StreamRow.
 using AsymmetricRow = void (*)(const void* x, const float* smooth, int64_t n, int8_t* q,
-                               float* scale, float* offset);
+                               float* scale, float* offset, const void* next);
 
 // One function for each dtype of x.
 template <class Row>
@@ -32,7 +36,9 @@ struct RowKernels {
   Isa isa;  // the least that they need
   ByDType<S8Row> s8;
   ByDType<U8Row> u8;
+  ByDType<StreamRow> stream;
   ByDType<AsymmetricRow> asymmetric;
+  void (*fence)();
 };
 
 // Every row of kernels.inc, best first.

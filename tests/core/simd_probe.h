@@ -33,7 +33,9 @@ struct SimdProbe {
   void (*i32_copy)(const int32_t* x, int32_t* y, int64_t n);
   void (*stream_bf16)(const float* x, bf16* y, int64_t n);  // n a multiple of the width
   void (*stream_f32)(const float* x, float* y, int64_t n);
-  void (*stream_s8)(const float* x, int8_t* y, int64_t n);
+  void (*stream_s8)(const float* x, int8_t* y, int64_t n);  // n a multiple of 4 widths
+  float (*max_magnitude_bf16)(const bf16* x, int64_t n);
+  float (*max_magnitude_f16)(const f16* x, int64_t n);
   // Over one vector.
   void (*deinterleave)(const float* x, float* even, float* odd);
   float (*reduce_max)(const float* x);

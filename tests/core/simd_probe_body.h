@@ -33,6 +33,15 @@ void stream(const float* x, To* y, int64_t n) {
   simd::stream_fence();
 }
 
+void stream_s8(const float* x, int8_t* y, int64_t n) {
+  constexpr int kW = simd::kWidth;
+  for (int64_t i = 0; i < n; i += 4 * kW) {
+    simd::stream(y + i, simd::load(x + i), simd::load(x + i + kW), simd::load(x + i + 2 * kW),
+                 simd::load(x + i + 3 * kW));
+  }
+  simd::stream_fence();
+}
+
 simd::Vec same(simd::Vec x) { return x; }
 simd::VecI same_i32(simd::VecI x) { return x; }
 simd::Vec absolute(simd::Vec x) { return simd::abs(x); }
@@ -98,7 +107,9 @@ constexpr SimdProbe make_probe(Isa isa) {
           map<same_i32, int32_t, int32_t>,
           stream<bf16>,
           stream<float>,
-          stream<int8_t>,
+          stream_s8,
+          simd::max_magnitude<bf16>,
+          simd::max_magnitude<f16>,
           split,
           largest,
           smallest,

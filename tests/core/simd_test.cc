@@ -355,7 +355,7 @@ TEST(Simd, StreamingStores) {
   alignas(64) std::array<float, 64> full;
   alignas(64) std::array<int8_t, 64> s8;
   std::vector<float> x(64);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i) - 20.25f;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = 4 * static_cast<float>(i) - 127.5f;  // ties
   for (const SimdProbe* probe : probes()) {
     probe->stream_bf16(x.data(), brain.data(), 64);
     probe->stream_f32(x.data(), full.data(), 64);
@@ -364,6 +364,32 @@ TEST(Simd, StreamingStores) {
       ASSERT_EQ(brain[i].bits, to_bf16(x[i]).bits);
       ASSERT_EQ(full[i], x[i]);
       ASSERT_EQ(s8[i], static_cast<int8_t>(std::nearbyint(x[i])));
+    }
+  }
+}
+
+TEST(Simd, MaxMagnitude) {
+  std::mt19937 random(9);
+  for (const SimdProbe* probe : probes()) {
+    for (int64_t n = 0; n <= 100; ++n) {
+      const auto count = static_cast<size_t>(n);
+      const GuardedBuffer values(2 * count, GuardedBuffer::Against::kBack);
+      const auto check = [&](auto type, auto function, uint16_t infinity) {
+        auto* p = values.as<decltype(type)>();
+        float expected = 0;
+        for (size_t i = 0; i < count; ++i) {
+          p[i].bits = static_cast<uint16_t>((random() & 0x8000) | random() % infinity);
+          expected = std::fmax(expected, std::fabs(to_f32(p[i])));
+        }
+        ASSERT_EQ(function(p, n), expected) << n;
+        if (n == 0) return;
+        p[random() % count].bits = infinity;
+        ASSERT_EQ(function(p, n), INFINITY) << n;
+        p[random() % count].bits = static_cast<uint16_t>(0x8001 + infinity);
+        ASSERT_TRUE(std::isnan(function(p, n))) << n;
+      };
+      check(bf16{}, probe->max_magnitude_bf16, 0x7F80);
+      check(f16{}, probe->max_magnitude_f16, 0x7C00);
     }
   }
 }

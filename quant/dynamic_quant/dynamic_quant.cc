@@ -5,7 +5,7 @@
 #include <cinttypes>
 
 #include "ops/core/arg_check.h"
-#include "ops/core/parallel.h"
+#include "ops/core/team.h"
 #include "ops/grouped_matmul/group_list.h"
 #include "quant/dynamic_quant/kernels.h"
 
@@ -93,11 +93,12 @@ Status dynamic_quant(Context& ctx, const DynamicQuantArgs& args) {
   const int64_t M = args.x.dim(0);
   const int64_t bytes = M * args.x.dim(1) * (size_of(args.x.dtype) + 1);
   const RowKernels& kernels = row_kernels(ctx.isa());
-  const int workers = workers_for(ctx, bytes, M);
+  const int workers = team_for(ctx, M, bytes);
   // What its reader could not find in the workers' own caches need not go through them.
   const bool stream = bytes > workers * std::max(machine().l2_bytes, int64_t{1} << 20);
-  run_workers(workers, [&](int worker, int team) {
-    quantise_rows(args, kernels, M * worker / team, M * (worker + 1) / team, stream);
+  run_team(workers, [&](const Team& team) {
+    quantise_rows(args, kernels, M * team.worker / team.size, M * (team.worker + 1) / team.size,
+                  stream);
   });
   return {};
 }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/core/team.h"
 #include "quant/dynamic_quant/kernels.h"
 #include "tests/support/contract_sweep.h"
 #include "tests/support/draw.h"
@@ -117,6 +118,7 @@ TEST(DynamicQuant, MatchesTheReferenceOnRandomProblems) {
     const GuardedMatrix q(DType::kS8, M, H, problem.args.q.row_stride, problem.side);
     const GuardedMatrix scale(DType::kF32, 1, M, M, problem.side);
     const GuardedMatrix offset(DType::kF32, 1, M, M, problem.side);
+    split_small_calls(draw.chance(4));
     DynamicQuantArgs args = problem.args;
     args.q = q.view();
     args.scale = scale.vector();
@@ -164,6 +166,7 @@ TEST(DynamicQuant, MatchesTheReferenceOnRandomProblems) {
       ASSERT_TRUE(problem.offset.same_bytes(offset));
     }
   }
+  split_small_calls(false);
 }
 
 // Calls with a parallel region, and with non-temporal stores, give the reference's bits for any

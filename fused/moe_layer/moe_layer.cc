@@ -253,29 +253,30 @@ int64_t Run::carve(void* scratch) {
 
 void Run::carve_tokens(Carver& carver, Tokens& tokens, bool weighted) {
   if (call_.dtype == DType::kS8) {
-    tokens.q = carver.take<uint8_t>(count_ * call_.H);
+    tokens.q = carver.take<uint8_t>(count_, call_.H);
     tokens.scale = carver.take<float>(count_);
     tokens.feed = {.data = reinterpret_cast<char*>(tokens.q), .stride = call_.H, .is_u8 = true};
-    if (weighted) tokens.weighted = carver.take<char>(call_.workers * call_.H * 4);
+    if (weighted) tokens.weighted = carver.take<char>(call_.workers, call_.H * 4);
   } else if (weighted) {
     const int64_t stride = call_.H * size_of(call_.dtype);
-    tokens.weighted = carver.take<char>(count_ * stride);
+    tokens.weighted = carver.take<char>(count_, stride);
     tokens.feed = {.data = tokens.weighted, .stride = stride};
   } else {
     const ConstTensorView& x = call_.args.x;
     const int64_t stride = x.row_stride * size_of(x.dtype);
-    tokens.feed = {.data = static_cast<const char*>(x.data) + first_ * stride, .stride = stride};
+    tokens.feed = {.data = offset(static_cast<const char*>(x.data), first_ * stride),
+                   .stride = stride};
   }
 }
 
 void Run::carve_experts(Carver& carver, Experts& experts, int64_t rows) {
   const int64_t I = experts.intermediate();
-  experts.h = carver.take<char>(rows * I * size_of(experts.h_dtype()));
+  experts.h = carver.take<char>(rows, I * size_of(experts.h_dtype()));
   if (call_.dtype == DType::kS8) {
-    experts.h_q = carver.take<uint8_t>(rows * I);
+    experts.h_q = carver.take<uint8_t>(rows, I);
     experts.h_scale = carver.take<float>(rows);
   }
-  experts.y = carver.take<float>(rows * call_.H);
+  experts.y = carver.take<float>(rows, call_.H);
   experts.gate_up_scratch = carver.take<char>(experts.gate_up.scratch_bytes());
   experts.down_scratch = carver.take<char>(experts.down.scratch_bytes());
 }
@@ -316,7 +317,7 @@ void Run::prepare_tokens(const Team& team, Tokens& tokens, bool weighted) {
   const Share share(team, count_);
   for (int64_t t = share.begin; t < share.end; ++t) {
     const char* row =
-        static_cast<const char*>(x.data) + (first_ + t) * x.row_stride * size_of(x.dtype);
+        offset(static_cast<const char*>(x.data), (first_ + t) * x.row_stride * size_of(x.dtype));
     DType dtype = x.dtype;
     if (weighted) {
       if (row_of_slot_[t] < 0) continue;  // K is 1; a masked slot's weight is not read
@@ -347,8 +348,8 @@ void Run::clear_stages(const Team& team) {
     const Share share(team, rows);
     const int64_t element = size_of(stage.dtype);
     for (int64_t i = share.begin; i < share.end; ++i) {
-      std::memset(stage.row<char>(0) + (first + i) * stage.row_stride * element, 0,
-                  static_cast<size_t>(stage.columns() * element));
+      std::fill_n(offset(stage.row<char>(0), (first + i) * stage.row_stride * element),
+                  stage.columns() * element, char{0});
     }
   };
   const auto clear_scales = [&](const TensorView& stage, int64_t first, int64_t rows) {
@@ -380,7 +381,7 @@ void Run::combine(const Team& team) {
         .shared_count = S,
         .columns = call_.H};
     const int64_t row = (first_ + t) * args.out.row_stride;
-    call_.kernels.combine(combination, args.out.row<char>(0) + row * size_of(args.out.dtype),
+    call_.kernels.combine(combination, offset(args.out.row<char>(0), row * size_of(args.out.dtype)),
                           args.out.dtype);
     if (args.stages.shared.present()) {
       float* sum = args.stages.shared.row<float>(first_ + t);
@@ -510,6 +511,10 @@ Status check_call(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
     check_equal(check, "shared_w2", "S", weights.shared_w2->experts(), S);
     check_equal(check, "shared_w2", "N", weights.shared_w2->n(), H);
     check_equal(check, "shared_w2", "K", weights.shared_w2->k(), Is);
+    int64_t rows = 0;
+    check.require(
+        !check.ok() || (!__builtin_mul_overflow(S.value, T.value, &rows) && rows <= INT32_MAX),
+        "S * T = %" PRId64 " * %" PRId64 " is more than rows can be numbered", S.value, T.value);
     check.optional_output("stage.shared", args.stages.shared, {DType::kF32}, {T, H});
   } else {
     check.absent("stage.shared", args.stages.shared, "shared_w13 is missing");
@@ -554,10 +559,6 @@ Status check_call(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
   return check.finish();
 }
 
-// Below this much work one worker is done before a second one is there: a parallel region costs
-// some 3 us.
-constexpr int64_t kLeastBytesForTwo = int64_t{256} << 10;
-
 }  // namespace
 
 Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArgs& args) {
@@ -572,13 +573,22 @@ Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArg
                .H = args.x.dim(1),
                .K = args.expert_ids.dim(1),
                .E = weights.w13->experts(),
-               .workers = ctx.workers()};
-  if (T == 0) return {};
-  const int64_t expert_bytes =
-      (weights.w13->bytes() + weights.w2->bytes()) / std::max<int64_t>(call.E, 1);
-  if (T * call.K < kLeastBytesForTwo / std::max<int64_t>(expert_bytes, 1)) call.workers = 1;
+               .workers = 1};
+  // Nothing to write: without columns out is empty.
+  if (T == 0 || (call.H == 0 && !any_stage(args.stages))) return {};
+  const auto team_for_experts = [&](const PackedWeights* w13, const PackedWeights* w2,
+                                    int64_t rows) {
+    const int64_t bytes = w13->bytes() + w2->bytes();
+    return team_for_rows(ctx, rows, bytes / std::max<int64_t>(w13->experts(), 1));
+  };
+  call.workers = team_for_experts(weights.w13, weights.w2, T * call.K);
+  if (weights.shared_w13 != nullptr) {
+    const int64_t rows = T * weights.shared_w13->experts();
+    call.workers =
+        std::max(call.workers, team_for_experts(weights.shared_w13, weights.shared_w2, rows));
+  }
 
-  // The longest runs of tokens that fit the limit.
+  // Halves of halves of the tokens, until a run fits the limit.
   int64_t run_tokens = T;
   for (;;) {
     Run run(ctx, call, weights, 0, run_tokens);

@@ -19,7 +19,9 @@ int64_t byte_span(const TensorLayout& layout) {
   if (rows == 0 || columns == 0) return 0;
   int64_t elements = 0;
   int64_t bytes = 0;
-  if (__builtin_mul_overflow(rows - 1, layout.row_stride, &elements) ||
+  // A stride in bytes must fit even where a single row leaves no use for it: operators compute it.
+  if (__builtin_mul_overflow(layout.row_stride, size_of(layout.dtype), &bytes) ||
+      __builtin_mul_overflow(rows - 1, layout.row_stride, &elements) ||
       __builtin_add_overflow(elements, columns, &elements) ||
       __builtin_mul_overflow(elements, size_of(layout.dtype), &bytes)) {
     return -1;

@@ -13,11 +13,17 @@ class Carver {
  public:
   explicit Carver(void* block = nullptr) : block_(static_cast<char*>(block)) {}
 
-  // The sizes must not overflow: an operator's are bounded by those of its views.
+  // Sizes that overflow come to INT64_MAX bytes, which nothing can allocate.
   template <class T>
-  T* take(int64_t count) {
+  T* take(int64_t rows, int64_t columns = 1) {
     T* array = block_ == nullptr ? nullptr : reinterpret_cast<T*>(block_ + bytes_);
-    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    int64_t bytes = 0;
+    if (__builtin_mul_overflow(rows, columns, &bytes) ||
+        __builtin_mul_overflow(bytes, static_cast<int64_t>(sizeof(T)), &bytes) ||
+        __builtin_add_overflow(bytes, 63, &bytes) ||
+        __builtin_add_overflow(bytes_, bytes / 64 * 64, &bytes_)) {
+      bytes_ = INT64_MAX;
+    }
     return array;
   }
 

@@ -23,8 +23,11 @@ HugeBuffer::~HugeBuffer() {
 }
 
 Status HugeBuffer::allocate(int64_t bytes, HugeBuffer* buffer) noexcept {
-  if (bytes < 0 || bytes > INT64_MAX - kHugePage) {
+  if (bytes < 0) {
     return {StatusCode::kInvalidArgument, "a buffer cannot have %" PRId64 " bytes", bytes};
+  }
+  if (bytes > INT64_MAX - kHugePage) {
+    return {StatusCode::kOutOfMemory, "%" PRId64 " bytes of memory are not available", bytes};
   }
   HugeBuffer fresh;
   fresh.size_ = bytes;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/core/team.h"
 
+#include <algorithm>
+
 namespace moeops {
 
 namespace {
@@ -14,6 +16,11 @@ std::atomic<bool> split_all{false};
 
 int team_for(const Context& ctx, int64_t tokens, int64_t bytes) {
   const bool small = tokens <= kFewTokens || bytes < kFewBytes;
+  return small && !split_all.load(std::memory_order_relaxed) ? 1 : ctx.workers();
+}
+
+int team_for_rows(const Context& ctx, int64_t rows, int64_t weight_bytes) {
+  const bool small = rows < kFewBytes / std::max<int64_t>(weight_bytes, 1);
   return small && !split_all.load(std::memory_order_relaxed) ? 1 : ctx.workers();
 }
 

@@ -58,7 +58,10 @@ class Deal {
 // for the few tokens of a decode step, the caller's thread does it all.
 int team_for(const Context& ctx, int64_t tokens, int64_t bytes);
 
-// Lets team_for() use every worker however small the call: for tests of the parallel paths.
+// The same for a GEMM of so many rows, each of which meets `weight_bytes` bytes of weights.
+int team_for_rows(const Context& ctx, int64_t rows, int64_t weight_bytes);
+
+// Lets both use every worker however small the call: for tests of the parallel paths.
 void split_small_calls(bool split);
 
 }  // namespace moeops

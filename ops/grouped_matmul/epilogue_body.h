@@ -27,12 +27,22 @@ struct Corrections {
   }
 };
 
+// Modulo 2^32. On scalar registers + is the language's, which must not overflow.
+template <class V>
+V wrapping_sum(V a, V b) {
+  if constexpr (simd::kWidth == 1) {
+    return static_cast<V>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+  } else {
+    return a + b;
+  }
+}
+
 void to_exact(int32_t* c, int rows, int width, const ColumnConstants& columns) {
   const Corrections corrections(width, columns);
   for (int r = 0; r < rows; ++r) {
     for (int j = 0; j < width; j += simd::kWidth) {
       int32_t* at = c + r * kRow + j;
-      simd::store(at, simd::load(at) + simd::load(corrections.of_column + j));
+      simd::store(at, wrapping_sum(simd::load(at), simd::load(corrections.of_column + j)));
     }
   }
 }
@@ -55,7 +65,7 @@ void to_values(void* c, int rows, int width, const ColumnConstants& columns, con
     const simd::Vec scale = simd::load(columns.scale + j);
     for (int r = 0; r < rows; ++r) {
       const int at = r * kRow + j;
-      simd::Vec v = simd::to_f32(simd::load(sums + at) + correction) * scale;
+      simd::Vec v = simd::to_f32(wrapping_sum(simd::load(sums + at), correction)) * scale;
       if (x_scale != nullptr) v = v * simd::broadcast(x_scale[r]);
       if (columns.bias != nullptr) v = v + simd::load(columns.bias + j);
       simd::store(values + at, v);

@@ -59,7 +59,7 @@ void GateUpSink::rows_complete(int64_t row, int64_t rows) {
   const int64_t I = intermediate();
   for (int64_t i = row; i < row + rows; ++i) {
     const auto* h = reinterpret_cast<const float*>(gate_up_.h) + i * I;
-    void* q = static_cast<char*>(gate_up_.q) + i * gate_up_.q_stride;
+    void* q = offset(static_cast<char*>(gate_up_.q), i * gate_up_.q_stride);
     if (gate_up_.q_is_u8) {
       quantise_.u8.f32(h, nullptr, I, static_cast<uint8_t*>(q), gate_up_.scale + i);
     } else {

@@ -131,7 +131,8 @@ Status grouped_matmul(Context& ctx, const PackedWeights& weights, const GroupedM
   const int64_t N = weights.n();
   if (M == 0 || N == 0) return {};
 
-  const int workers = ctx.workers();
+  const int workers =
+      team_for_rows(ctx, M, weights.bytes() / std::max<int64_t>(weights.experts(), 1));
   TileDriver driver;
   MOEOPS_RETURN_IF_ERROR(
       driver.prepare(ctx, weights, M, std::min(M, args.group_list.dim(0)), workers, false));

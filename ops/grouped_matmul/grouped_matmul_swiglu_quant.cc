@@ -2,7 +2,6 @@
 #include <moeops/ops/grouped_matmul_swiglu_quant.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "ops/core/arg_check.h"
 #include "ops/core/carver.h"
@@ -54,7 +53,8 @@ Status grouped_matmul_swiglu_quant(Context& ctx, const PackedWeights& weights,
   const int64_t I = weights.n() / 2;
   if (M == 0) return {};
 
-  const int workers = ctx.workers();
+  const int workers =
+      team_for_rows(ctx, M, weights.bytes() / std::max<int64_t>(weights.experts(), 1));
   TileDriver driver;
   MOEOPS_RETURN_IF_ERROR(
       driver.prepare(ctx, weights, M, std::min(M, args.group_list.dim(0)), workers, true));
@@ -62,7 +62,7 @@ Status grouped_matmul_swiglu_quant(Context& ctx, const PackedWeights& weights,
   char* driver_scratch = nullptr;
   const auto carve = [&](void* scratch) {
     Carver carver(scratch);
-    h = carver.take<float>(M * I);
+    h = carver.take<float>(M, I);
     driver_scratch = carver.take<char>(driver.scratch_bytes());
     return carver.bytes();
   };
@@ -91,7 +91,7 @@ Status grouped_matmul_swiglu_quant(Context& ctx, const PackedWeights& weights,
     const int64_t uncovered = M - groups.rows;
     for (int64_t i = uncovered * team.worker / team.size;
          i < uncovered * (team.worker + 1) / team.size; ++i) {
-      std::memset(args.q.row<int8_t>(groups.rows + i), 0, static_cast<size_t>(I));
+      std::fill_n(args.q.row<int8_t>(groups.rows + i), I, int8_t{0});
       args.scale.row<float>(0)[groups.rows + i] = 0.0f;
     }
     driver.work(team.worker, feed, sink);

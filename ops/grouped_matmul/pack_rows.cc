@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/grouped_matmul/pack_rows.h"
 
+#include <moeops/ops/core/tensor.h>
+
 #include <cstring>
 
 #include "ops/grouped_matmul/kernels.h"
@@ -48,7 +50,7 @@ void pack_rows(const SourceRows& source, int64_t first, int64_t rows, int row_bl
       }
       const int64_t row = first + block + r;
       const char* from =
-          source.base + source.stride * (source.index != nullptr ? source.index[row] : row);
+          offset(source.base, source.stride * (source.index != nullptr ? source.index[row] : row));
       if (source.add_128) {
         pack_row<true>(from, source.bytes, k_chunks, chunk_stride, row_to);
       } else {

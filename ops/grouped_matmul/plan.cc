@@ -41,7 +41,7 @@ Plan make_plan(const Problem& problem) {
   // one: 8 tasks a worker bound that by an eighth.
   const int64_t chunks = std::max(
       {divide_up(problem.groups.rows, plan.chunk_rows), problem.groups.active, int64_t{1}});
-  const int64_t by_size = divide_up(int64_t{128} << 10, k_chunks * kPanelChunkBytes);
+  const int64_t by_size = divide_up((int64_t{128} << 10) / kPanelChunkBytes, k_chunks);
   const int64_t by_count = chunks * panels / (int64_t{8} * problem.workers);
   plan.task_panels = std::clamp(std::min(by_size, by_count), int64_t{1}, panels);
   return plan;

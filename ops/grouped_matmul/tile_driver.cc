@@ -2,6 +2,7 @@
 #include "ops/grouped_matmul/tile_driver.h"
 
 #include <algorithm>
+#include <cinttypes>
 #include <new>
 
 #include "ops/grouped_matmul/pack_rows.h"
@@ -32,7 +33,10 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
               .l2_bytes = machine().l2_bytes,
               .workers = workers};
   plan_ = make_plan(problem_);
-  x_bytes_ = plan_.chunk_rows * weights.k_chunks() * kChunkBytes;
+  if (__builtin_mul_overflow(plan_.chunk_rows * kChunkBytes, weights.k_chunks(), &x_bytes_) ||
+      x_bytes_ > INT64_MAX / 2 / workers) {
+    return {StatusCode::kOutOfMemory, "there is no memory for rows of K = %" PRId64, weights.k()};
+  }
   // With K in one block a tile's sums leave at once; else those of a whole chunk wait.
   const int64_t c_rows =
       plan_.k_block >= weights.k_chunks() ? kernel_->tile_rows : plan_.chunk_rows;

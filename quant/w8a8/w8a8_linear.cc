@@ -70,9 +70,9 @@ Status w8a8_linear(Context& ctx, const PackedWeights& weights, const W8a8LinearA
   MOEOPS_RETURN_IF_ERROR(check_call(weights, args));
   const int64_t M = args.x.dim(0);
   const int64_t K = weights.k();
-  if (M == 0) return {};
+  if (M == 0 || weights.n() == 0) return {};
 
-  const int workers = ctx.workers();
+  const int workers = team_for_rows(ctx, M, weights.bytes());
   TileDriver driver;
   MOEOPS_RETURN_IF_ERROR(driver.prepare(ctx, weights, M, 1, workers, false));
   uint8_t* q = nullptr;
@@ -80,7 +80,7 @@ Status w8a8_linear(Context& ctx, const PackedWeights& weights, const W8a8LinearA
   char* driver_scratch = nullptr;
   const auto carve = [&](void* scratch) {
     Carver carver(scratch);
-    q = carver.take<uint8_t>(M * K);
+    q = carver.take<uint8_t>(M, K);
     x_scale = carver.take<float>(M);
     driver_scratch = carver.take<char>(driver.scratch_bytes());
     return carver.bytes();
@@ -97,8 +97,8 @@ Status w8a8_linear(Context& ctx, const PackedWeights& weights, const W8a8LinearA
       dynamic_quant_internal::row_kernels(ctx.isa()).u8.of(args.x.dtype);
   run_team(workers, [&](const Team& team) {
     for (int64_t i = M * team.worker / team.size; i < M * (team.worker + 1) / team.size; ++i) {
-      quantise(args.x.row<char>(0) + i * args.x.row_stride * size_of(args.x.dtype), nullptr, K,
-               q + i * K, x_scale + i);
+      quantise(offset(args.x.row<char>(0), i * args.x.row_stride * size_of(args.x.dtype)), nullptr,
+               K, q + i * K, x_scale + i);
     }
     team.barrier();
     driver.work(team.worker, feed, sink);

@@ -26,8 +26,7 @@ namespace moeops {
 // ERRORS  invalid_argument, found before anything is written: a missing or malformed view, sizes
 //   that disagree, K > 65536, y overlapping an input.
 // EMPTY, NAN  M, N or K may be 0 (K = 0: acc = 0). A NaN or infinity in a row of x makes that row
-// of
-//   y NaN, and no other.
+//   of y NaN, and no other.
 // ALIASING, ALIGNMENT  y overlaps nothing. Views need their element's alignment.
 // DETERMINISM  Bit-exact.
 // THREAD-SAFETY  One call at a time per context; weights are only read.

@@ -54,7 +54,15 @@ inline GroupStatistics check_group_list(ArgCheck& check, const ConstTensorView& 
     check.require(expert >= 0 && expert < experts,
                   "group_list[%" PRId64 ",0] = %" PRId64 " is not in [0, %" PRId64 ")", g, expert,
                   experts);
-    check.require(rows >= 0, "group_list[%" PRId64 "] gives a group of %" PRId64 " rows", g, rows);
+    if (type == ListType::kCumsum) {
+      const int64_t end = list.row<int64_t>(0)[g];
+      check.require(end >= row,
+                    "group_list[%" PRId64 "] = %" PRId64 " is less than the %" PRId64 " before it",
+                    g, end, row);
+    } else {
+      check.require(rows >= 0, "group_list[%" PRId64 "%s] = %" PRId64 " is negative", g,
+                    type == ListType::kSparse ? ",1" : "", rows);
+    }
     check.require(rows <= max_rows - row,
                   "group_list makes more rows than there are: %" PRId64 " + %" PRId64
                   " at entry %" PRId64 ", M = %" PRId64,

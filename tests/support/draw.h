@@ -4,6 +4,7 @@
 // What property tests draw: choices, sizes, and matrices of awkward values in awkward places.
 
 #include <moeops/ops/core/dtype.h>
+#include <moeops/ops/core/machine.h>
 #include <moeops/ops/core/tensor.h>
 
 #include <cmath>
@@ -11,10 +12,18 @@
 #include <cstring>
 #include <initializer_list>
 #include <random>
+#include <vector>
 
 #include "tests/support/guarded_buffer.h"
 
 namespace moeops::test {
+
+// Every rung of the ladder that this machine has, lowest first.
+inline std::vector<Isa> isas() {
+  std::vector<Isa> all;
+  for (int i = 0; i <= static_cast<int>(machine().isa); ++i) all.push_back(static_cast<Isa>(i));
+  return all;
+}
 
 struct Draw {
   explicit Draw(uint64_t seed) : random(seed) {}

@@ -758,7 +758,7 @@ TEST_F(PackedWeightsFile, RefusesDamagedFiles) {
   forge(64, 4096, 8);
   refused(std::to_string(good.size()) + " bytes, but its header says 4096");
   for (const size_t at : {size_t{32}, size_t{40}, size_t{48}}) {
-    for (const uint64_t value : {0, 1, 2, 1000, 65536}) {
+    for (const uint64_t value : {0u, 1u, 2u, 1000u, 65536u}) {
       forge(at, value, 8);
       EXPECT_EQ(PackedWeights::map(path_.c_str(), &out).code(), StatusCode::kInvalidArgument)
           << at << " " << value;

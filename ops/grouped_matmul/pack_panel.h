@@ -12,14 +12,18 @@ namespace moeops::grouped_matmul_internal {
 
 // A panel to be packed, its channels still where the source has them.
 struct PanelSource {
-  const void* w;
+  struct Matrix {
+    const void* w;
+    int64_t row_stride;   // in elements
+    const float* scales;  // of an s8 source, by channel; may be null
+    int64_t scale_step;   // 0: one for all channels
+  };
+
   DType dtype;
-  bool transposed;     // rows are k's, else channels
-  int64_t row_stride;  // in elements
+  bool transposed;  // rows are k's, else channels
   int64_t k;
   std::array<PackedWeights::ChannelRun, 2> runs;
-  const float* scales;  // of an s8 source, by channel; may be null
-  int64_t scale_step;   // 0: one for all channels
+  std::array<Matrix, 2> matrices;  // that the runs are of
 };
 
 struct Panel {

@@ -119,14 +119,24 @@ inline void transpose_quads(const char* from, int64_t from_stride, char* to, int
   store_quad(to + 3 * to_stride, __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7));
 }
 
-// The channel of the panel's column, or -1.
-inline int64_t channel_of(const PanelSource& source, int column) {
-  for (const PackedWeights::ChannelRun& run : source.runs) {
+struct Channel {
+  const PanelSource::Matrix* matrix;  // null: the column has none
+  int64_t index;
+};
+
+inline Channel channel_of(const PanelSource& source, int column) {
+  for (size_t r = 0; r < source.runs.size(); ++r) {
+    const PackedWeights::ChannelRun& run = source.runs[r];
     if (column >= run.column && column < run.column + run.count) {
-      return run.channel + (column - run.column) * run.step;
+      return {&source.matrices[r], run.channel + (column - run.column) * run.step};
     }
   }
-  return -1;
+  return {nullptr, 0};
+}
+
+inline float given_scale(const Channel& channel) {
+  if (channel.matrix == nullptr || channel.matrix->scales == nullptr) return 0.0f;
+  return channel.matrix->scales[channel.index * channel.matrix->scale_step];
 }
 
 // Rows of the source are channels: 16 of them at a time, each converted into a row of the stage,
@@ -142,17 +152,16 @@ void pack_channel_rows(const PanelSource& source, const Panel& panel) {
     float inverse[kStrip];
     int32_t sums[kStrip] = {};
     for (int i = 0; i < kStrip; ++i) {
-      const int64_t channel = channel_of(source, strip + i);
-      rows[i] =
-          channel < 0 ? nullptr : static_cast<const From*>(source.w) + channel * source.row_stride;
+      const Channel channel = channel_of(source, strip + i);
+      rows[i] = channel.matrix == nullptr ? nullptr
+                                          : static_cast<const From*>(channel.matrix->w) +
+                                                channel.index * channel.matrix->row_stride;
       if constexpr (kIsS8<To>) {
         float scale = 0.0f;
         inverse[i] = 0.0f;
         if constexpr (kIsS8<From>) {
-          if (channel >= 0 && source.scales != nullptr) {
-            scale = source.scales[channel * source.scale_step];
-          }
-        } else if (channel >= 0) {
+          scale = given_scale(channel);
+        } else if (rows[i] != nullptr) {
           scale_of(largest_magnitude(rows[i], source.k), &scale, &inverse[i]);
         }
         panel.scales[strip + i] = scale;
@@ -193,9 +202,11 @@ void pack_channel_rows(const PanelSource& source, const Panel& panel) {
 // The panel's columns of one k; those without a channel are not touched.
 template <class From>
 inline void load_columns(const PanelSource& source, int64_t k, From* line) {
-  const From* row = static_cast<const From*>(source.w) + k * source.row_stride;
-  for (const PackedWeights::ChannelRun& run : source.runs) {
-    const From* from = row + run.channel;
+  for (size_t r = 0; r < source.runs.size(); ++r) {
+    const PackedWeights::ChannelRun& run = source.runs[r];
+    if (run.count == 0) continue;
+    const PanelSource::Matrix& matrix = source.matrices[r];
+    const From* from = static_cast<const From*>(matrix.w) + k * matrix.row_stride + run.channel;
     if (run.step == 1) {
       __builtin_memcpy(line + run.column, from, static_cast<size_t>(run.count) * sizeof(From));
     } else {
@@ -215,10 +226,7 @@ void pack_k_rows(const PanelSource& source, const Panel& panel) {
   if constexpr (kIsS8<To>) {
     float scales[kColumns] = {};
     if constexpr (kIsS8<From>) {
-      for (int j = 0; j < panel.width && source.scales != nullptr; ++j) {
-        const int64_t channel = channel_of(source, j);
-        if (channel >= 0) scales[j] = source.scales[channel * source.scale_step];
-      }
+      for (int j = 0; j < panel.width; ++j) scales[j] = given_scale(channel_of(source, j));
     } else {
       int32_t largest[kColumns] = {};
       for (int64_t k = 0; k < source.k; ++k) {

@@ -54,6 +54,13 @@ const PanelPacker& choose_panel_packer(Isa isa) {
   return pack_panel_scalar;
 }
 
+PanelSource::Matrix matrix_of(const ConstTensorView& w, const ConstTensorView& w_scale) {
+  // Nothing may be added to the null data that a view without elements may have.
+  const bool empty = w.rows() == 0 || w.columns() == 0;
+  return {w.data, empty ? 0 : w.row_stride, static_cast<const float*>(w_scale.data),
+          is_one_scale(w_scale) ? 0 : 1};
+}
+
 const char* no_scale_reason(const ConstTensorView& w) {
   return w.dtype == DType::kS8 ? "the pack has no scales" : "w is not s8";
 }
@@ -115,15 +122,14 @@ bool write_all(int fd, const void* data, int64_t bytes) {
 
 }  // namespace
 
-// What all panels of an expert have in common.
+// An expert's weights: one matrix, or gate and up apart.
 struct PackedWeights::Source {
   const PanelPacker* packer;
-  const void* w;
   DType dtype;
   bool transposed;
-  int64_t row_stride;
-  const float* scales;
-  int64_t scale_step;
+  bool apart;
+  PanelSource::Matrix first;
+  PanelSource::Matrix up;
 };
 
 PackedWeights& PackedWeights::operator=(PackedWeights&& other) noexcept {
@@ -220,15 +226,20 @@ std::array<PackedWeights::ChannelRun, 2> PackedWeights::channels(int64_t panel) 
 }
 
 void PackedWeights::pack_panel(int64_t expert, int64_t panel, const Source& source) {
+  if (expert_bytes_ == 0) return;  // without k there is not even memory
   const int width = panel_width(panel);
-  const PanelSource from = {.w = source.w,
-                            .dtype = source.dtype,
-                            .transposed = source.transposed,
-                            .row_stride = source.row_stride,
-                            .k = form_.k,
-                            .runs = channels(panel),
-                            .scales = source.scales,
-                            .scale_step = source.scale_step};
+  PanelSource from = {.dtype = source.dtype,
+                      .transposed = source.transposed,
+                      .k = form_.k,
+                      .runs = channels(panel),
+                      .matrices = {source.first, source.first}};
+  if (source.apart) {
+    for (ChannelRun& run : from.runs) {
+      run.channel = panel * (kPanelColumns / 2);
+      run.step = 1;
+    }
+    from.matrices[1] = source.up;
+  }
   const bool s8 = form_.dtype == DType::kS8;
   char* expert_data = data_ + expert * expert_bytes_;
   source.packer->run(from,
@@ -239,42 +250,76 @@ void PackedWeights::pack_panel(int64_t expert, int64_t panel, const Source& sour
                       .sums = s8 ? const_cast<int32_t*>(column_sums(expert, panel)) : nullptr});
 }
 
-Status PackedWeights::pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w,
-                                  const ConstTensorView& w_scale) {
-  ArgCheck check("PackedWeights::pack_expert");
+void PackedWeights::check_expert(ArgCheck& check, int64_t expert) const {
   check.require(packed(), "nothing was created yet");
   check.require(!read_only_, "the pack is mapped from a file, which is read-only");
   check.require(expert >= 0 && expert < form_.experts,
                 "expert = %" PRId64 " is not in [0, %" PRId64 ")", expert, form_.experts);
-  if (transpose_w) {
-    check.input("w", w, sources_of(form_.dtype), {form_.k, form_.n});
+  if (!check.ok()) return;
+  auto* memory = reinterpret_cast<int8_t*>(data_ + expert * expert_bytes_);
+  check.output("expert", TensorView(memory, {expert_bytes_}), {DType::kS8}, {expert_bytes_});
+}
+
+void PackedWeights::check_matrix(ArgCheck& check, const char* name, const ConstTensorView& w,
+                                 int64_t channels, bool transposed, const char* scale_name,
+                                 const ConstTensorView& scale) const {
+  if (transposed) {
+    check.input(name, w, sources_of(form_.dtype), {form_.k, channels});
   } else {
-    check.input("w", w, sources_of(form_.dtype), {form_.n, form_.k});
+    check.input(name, w, sources_of(form_.dtype), {channels, form_.k});
   }
   if (form_.dtype == DType::kS8 && w.dtype != DType::kS8) {
-    check.require(form_.scales, "w is quantised, but the pack has no scales");
+    check.require(form_.scales, "%s is quantised, but the pack has no scales", name);
   }
   if (form_.scales && w.dtype == DType::kS8) {
-    check.input("w_scale", w_scale, {DType::kF32}, {is_one_scale(w_scale) ? 1 : form_.n});
+    check.input(scale_name, scale, {DType::kF32}, {is_one_scale(scale) ? 1 : channels});
   } else {
-    check.absent("w_scale", w_scale, no_scale_reason(w));
+    check.absent(scale_name, scale, no_scale_reason(w));
   }
-  if (check.ok()) {
-    auto* memory = reinterpret_cast<int8_t*>(data_ + expert * expert_bytes_);
-    check.output("expert", TensorView(memory, {expert_bytes_}), {DType::kS8}, {expert_bytes_});
-  }
-  MOEOPS_RETURN_IF_ERROR(check.finish());
+}
 
+void PackedWeights::pack_panels(int64_t expert, Source source, Isa isa) {
+  source.packer = &choose_panel_packer(isa);
+  for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(expert, panel, source);
+}
+
+Status PackedWeights::pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w,
+                                  const ConstTensorView& w_scale) {
+  ArgCheck check("PackedWeights::pack_expert");
+  check_expert(check, expert);
+  check_matrix(check, "w", w, form_.n, transpose_w, "w_scale", w_scale);
+  MOEOPS_RETURN_IF_ERROR(check.finish());
   Isa isa = Isa::kScalar;
   MOEOPS_RETURN_IF_ERROR(default_isa(&isa));
-  const Source source = {.packer = &choose_panel_packer(isa),
-                         .w = w.data,
-                         .dtype = w.dtype,
-                         .transposed = transpose_w,
-                         .row_stride = w.row_stride,
-                         .scales = static_cast<const float*>(w_scale.data),
-                         .scale_step = is_one_scale(w_scale) ? 0 : 1};
-  for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(expert, panel, source);
+  Source source = {};
+  source.dtype = w.dtype;
+  source.transposed = transpose_w;
+  source.first = matrix_of(w, w_scale);
+  pack_panels(expert, source, isa);
+  return {};
+}
+
+Status PackedWeights::pack_expert_halves(int64_t expert, const ConstTensorView& gate,
+                                         const ConstTensorView& up, bool transpose_w,
+                                         const ConstTensorView& gate_scale,
+                                         const ConstTensorView& up_scale) {
+  ArgCheck check("PackedWeights::pack_expert_halves");
+  check_expert(check, expert);
+  check.require(form_.role == WeightRole::kGateUp, "the pack's role is not gate and up");
+  check_matrix(check, "gate", gate, form_.n / 2, transpose_w, "gate_scale", gate_scale);
+  check_matrix(check, "up", up, form_.n / 2, transpose_w, "up_scale", up_scale);
+  check.require(gate.dtype == up.dtype, "gate is %s, but up is %s", to_string(gate.dtype),
+                to_string(up.dtype));
+  MOEOPS_RETURN_IF_ERROR(check.finish());
+  Isa isa = Isa::kScalar;
+  MOEOPS_RETURN_IF_ERROR(default_isa(&isa));
+  Source source = {};
+  source.dtype = gate.dtype;
+  source.transposed = transpose_w;
+  source.apart = true;
+  source.first = matrix_of(gate, gate_scale);
+  source.up = matrix_of(up, up_scale);
+  pack_panels(expert, source, isa);
   return {};
 }
 
@@ -315,17 +360,14 @@ Status PackedWeights::pack(Context& ctx, PackedWeightsForm form, const ConstTens
 #pragma omp parallel for num_threads(workers) schedule(static) if (workers > 1)
   for (int64_t i = 0; i < count; ++i) {
     const int64_t expert = i / panels;
-    const auto* scales = static_cast<const float*>(w_scale.data);
-    const Source source = {.packer = packer,
-                           .w = static_cast<const char*>(w.data) +
-                                expert * rows.value * w.row_stride * size_of(w.dtype),
-                           .dtype = w.dtype,
-                           .transposed = transpose_w,
-                           .row_stride = w.row_stride,
-                           .scales = scales == nullptr || w_scale.rank < 2
-                                         ? scales
-                                         : scales + expert * w_scale.row_stride,
-                           .scale_step = one_scale ? 0 : 1};
+    Source source = {};
+    source.packer = packer;
+    source.dtype = w.dtype;
+    source.transposed = transpose_w;
+    source.first = matrix_of(w, w_scale);
+    source.first.w = static_cast<const char*>(w.data) +
+                     expert * rows.value * source.first.row_stride * size_of(w.dtype);
+    if (w_scale.rank == 2) source.first.scales += expert * w_scale.row_stride;
     fresh.pack_panel(expert, i % panels, source);
   }
   *out = std::move(fresh);

@@ -13,6 +13,8 @@
 
 namespace moeops {
 
+class ArgCheck;
+
 // What a pack is for. A gate-and-up pack holds [E, 2I, K], whose output columns pass through SwiGLU
 // in pairs; it brings gate and up of the same place into one panel, whatever order they came in.
 enum class WeightRole : uint8_t { kPlain = 0, kGateUp = 1 };
@@ -78,6 +80,12 @@ class PackedWeights {
   Status pack_expert(int64_t expert, const ConstTensorView& w, bool transpose_w = false,
                      const ConstTensorView& w_scale = {});
 
+  // The same of gate and up apart, as most model files have them: each [I, K], or [K, I] with
+  // transpose_w; scales [I] or [1] each. kGateUp only; form.gate says nothing about them.
+  Status pack_expert_halves(int64_t expert, const ConstTensorView& gate, const ConstTensorView& up,
+                            bool transpose_w = false, const ConstTensorView& gate_scale = {},
+                            const ConstTensorView& up_scale = {});
+
   // create and pack_expert for all experts, on all workers of the context. w: [E, N, K], or
   // [E, K, N] with transpose_w; w_scale: [E, N], or [1] for all; or all without the E for one
   // expert. form.experts, n and k are taken from w, and form.scales is whether there will be any:
@@ -139,6 +147,10 @@ class PackedWeights {
   struct Source;
 
   Status lay_out(const PackedWeightsForm& form);  // everything but the memory
+  void check_expert(ArgCheck& check, int64_t expert) const;
+  void check_matrix(ArgCheck& check, const char* name, const ConstTensorView& w, int64_t channels,
+                    bool transposed, const char* scale_name, const ConstTensorView& scale) const;
+  void pack_panels(int64_t expert, Source source, Isa isa);
   void pack_panel(int64_t expert, int64_t panel, const Source& source);
 
   PackedWeightsForm form_;

@@ -401,6 +401,53 @@ TEST(PackedWeights, SumsOfTheLargestK) {
   EXPECT_EQ(packed.column_sums(0, 0)[1], 0);
 }
 
+// Gate and up apart give what they give together.
+TEST(PackedWeights, GateAndUpApart) {
+  for (uint64_t round = 0; round < 40; ++round) {
+    const uint64_t seed = test::seed_of(round);
+    SCOPED_TRACE(test::replay_hint(seed));
+    Draw draw(seed);
+    PackedWeightsForm form = random_form(draw);
+    form.role = WeightRole::kGateUp;
+    form.n += form.n % 2;
+    form.experts = 1;
+    const Plain plain(draw, random_source(draw, form.dtype), 1, form.n, form.k);
+    const int64_t I = form.n / 2;
+    PackedWeights together;
+    form.gate = Gate::kLeft;
+    ASSERT_TRUE(PackedWeights::create(form, &together).ok());
+    ASSERT_TRUE(
+        together.pack_expert(0, plain.expert(0), plain.transposed, plain.expert_scales(0)).ok());
+
+    // The first half where it is; a copy of the second one, its rows dense.
+    ConstTensorView gate = plain.expert(0);
+    gate.shape[plain.transposed ? 1 : 0] = I;
+    const auto element = static_cast<size_t>(size_of(plain.dtype));
+    std::vector<char> copy(static_cast<size_t>(I * form.k) * element);
+    for (int64_t i = 0; i < I; ++i) {
+      for (int64_t k = 0; k < form.k; ++k) {
+        const auto to = static_cast<size_t>(plain.transposed ? k * I + i : i * form.k + k);
+        std::memcpy(copy.data() + to * element, plain.at(0, I + i, k), element);
+      }
+    }
+    const ConstTensorView up(copy.data(), plain.transposed
+                                              ? TensorLayout(plain.dtype, {form.k, I})
+                                              : TensorLayout(plain.dtype, {I, form.k}));
+    ConstTensorView gate_scale, up_scale;
+    if (plain.dtype == DType::kS8) {
+      gate_scale = ConstTensorView(plain.scales.data(), {I});
+      up_scale = ConstTensorView(plain.scales.data() + I, {I});
+    }
+    PackedWeights apart;
+    form.gate = draw.of({Gate::kLeft, Gate::kRight, Gate::kInterleaved});
+    ASSERT_TRUE(PackedWeights::create(form, &apart).ok());
+    const Status status =
+        apart.pack_expert_halves(0, gate, up, plain.transposed, gate_scale, up_scale);
+    ASSERT_TRUE(status.ok()) << status.message();
+    ASSERT_TRUE(same_bytes(apart, together));
+  }
+}
+
 TEST(PackedWeights, OneScaleForAllChannels) {
   const std::vector<int8_t> w(2 * 40 * 8, 1);
   const float scale = 0.25f;
@@ -449,6 +496,34 @@ TEST(PackedWeights, Sizes) {
       EXPECT_LE(static_cast<double>(packed.bytes()),
                 1.05 * static_cast<double>(2 * gemm.n * gemm.k * size_of(dtype)))
           << gemm.n << "x" << gemm.k << " " << to_string(dtype);
+    }
+  }
+}
+
+// Views without elements need no memory.
+TEST(PackedWeights, EmptyViews) {
+  Context ctx;
+  for (const DType dtype : {DType::kF32, DType::kS8}) {
+    for (const bool transposed : {false, true}) {
+      PackedWeights packed;
+      const TensorLayout no_k = transposed ? TensorLayout(DType::kF32, {3, 0, 40}, 50)
+                                           : TensorLayout(DType::kF32, {3, 40, 0}, 5);
+      ASSERT_TRUE(
+          PackedWeights::pack(ctx, {.dtype = dtype}, {nullptr, no_k}, transposed, {}, &packed)
+              .ok());
+      EXPECT_EQ(packed.panels(), 1);
+      EXPECT_EQ(packed.k_chunks(), 0);
+      if (dtype == DType::kS8) {
+        EXPECT_EQ(packed.scales(2, 0)[39], 0.0f);
+        EXPECT_EQ(packed.column_sums(2, 0)[39], 0);
+      }
+      const TensorLayout no_n = transposed ? TensorLayout(DType::kF32, {3, 40, 0}, 5)
+                                           : TensorLayout(DType::kF32, {3, 0, 40}, 50);
+      ASSERT_TRUE(
+          PackedWeights::pack(ctx, {.dtype = dtype}, {nullptr, no_n}, transposed, {}, &packed)
+              .ok());
+      EXPECT_EQ(packed.panels(), 0);
+      EXPECT_EQ(packed.bytes(), 0);
     }
   }
 }
@@ -547,6 +622,32 @@ TEST(PackedWeights, RefusesEveryMalformedView) {
                        });
   EXPECT_EQ(0, std::memcmp(packed.panel(1, 0), zeros.data(), zeros.size()));
 
+  struct Halves {
+    ConstTensorView gate, up, gate_scale, up_scale;
+  };
+  PackedWeights halves;
+  ASSERT_TRUE(PackedWeights::create(
+                  {.dtype = DType::kS8, .experts = 2, .n = 10, .k = 7, .role = WeightRole::kGateUp},
+                  &halves)
+                  .ok());
+  const std::string more_zeros(static_cast<size_t>(halves.bytes() / 2), '\0');
+  expert = 0;
+  test::sweep_contract(Halves{{w.data(), {5, 7}},
+                              {w.data() + 35, {5, 7}},
+                              {scale.data(), {5}},
+                              {scale.data() + 5, {5}}},
+                       {{"gate", &Halves::gate},
+                        {"up", &Halves::up},
+                        {"gate_scale", &Halves::gate_scale},
+                        {"up_scale", &Halves::up_scale}},
+                       {}, [&](const Halves& args) {
+                         const int64_t to = expert;
+                         expert = 1;
+                         return halves.pack_expert_halves(to, args.gate, args.up, false,
+                                                          args.gate_scale, args.up_scale);
+                       });
+  EXPECT_EQ(0, std::memcmp(halves.panel(1, 0), more_zeros.data(), more_zeros.size()));
+
   Context ctx;
   const PackArgs all{{w.data(), {2, 5, 7}}, {scale.data(), {2, 5}}};
   const auto pack_all = [&](const PackArgs& args) {
@@ -597,6 +698,16 @@ TEST(PackedWeights, RefusesWhatCannotBePacked) {
   expect_refused(f32.pack_expert(0, {f32.panel(0, 0), TensorLayout(DType::kF32, {3, 4})}),
                  "PackedWeights::pack_expert: output expert overlaps input w");
   EXPECT_TRUE(f32.pack_expert(1, {f32.panel(0, 0), TensorLayout(DType::kF32, {3, 4})}).ok());
+
+  expect_refused(f32.pack_expert_halves(0, float_w, float_w),
+                 "PackedWeights::pack_expert_halves: the pack's role is not gate and up");
+  PackedWeights halves;
+  ASSERT_TRUE(
+      PackedWeights::create(
+          {.dtype = DType::kS8, .experts = 1, .n = 6, .k = 4, .role = WeightRole::kGateUp}, &halves)
+          .ok());
+  expect_refused(halves.pack_expert_halves(0, float_w, s8_w, false, {}, scale),
+                 "PackedWeights::pack_expert_halves: gate is f32, but up is s8");
 
   Context ctx;
   expect_refused(PackedWeights::pack(ctx, {.dtype = DType::kF32}, s8_w, false, {}, &nothing),

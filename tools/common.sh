@@ -27,7 +27,7 @@ install_packages() {
 # Configures and builds the named targets (all without one) in build/, Release.
 build() {
   install_packages g++ cmake ninja-build pkg-config libxsmm-dev libopenblas-openmp-dev \
-    libxsimd-dev libcli11-dev libfmt-dev nlohmann-json3-dev libgtest-dev
+    libdnnl-dev libxsimd-dev libcli11-dev libfmt-dev nlohmann-json3-dev libgtest-dev
   local log
   log=$(mktemp)
   if ! cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release > "$log" 2>&1; then

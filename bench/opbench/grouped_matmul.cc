@@ -16,8 +16,6 @@ using tools::Error;
 
 namespace {
 
-constexpr int64_t kFloat = sizeof(float);
-
 // A token count, and what its routing came to.
 struct Load {
   int64_t tokens = 0;
@@ -59,39 +57,43 @@ class GemmBench {
   GemmBench(const Options& options, const Gemm& gemm, std::vector<Load> loads,
             const LimitsMeter& meter)
       : options_(options),
-        gemm_(gemm),
+        name_(gemm.name),
+        form_(gemm.n, gemm.k, options.dtype),
         loads_(std::move(loads)),
         meter_(meter),
-        values_(static_cast<uint32_t>(options.seed), gemm.k) {
+        values_(static_cast<uint32_t>(options.seed), form_) {
     int64_t rows = 0;
     for (const Load& load : loads_) rows = std::max(rows, load.rows);
-    allocate(rows * gemm.k * kFloat, &x_);
-    allocate(rows * gemm.n * kFloat, &y_);
-    auto* x = static_cast<float*>(x_.data());
-    for (int64_t i = 0; i < rows * gemm.k; ++i) {
-      x[i] = value_at(static_cast<uint32_t>(options.seed) + 0x51ED270Bu, static_cast<uint32_t>(i));
+    allocate(rows * form_.k * size_of(form_.x), &x_);
+    allocate(rows * form_.n * size_of(form_.y), &y_);
+    const auto seed = static_cast<uint32_t>(options.seed) + 0x51ED270Bu;
+    for (int64_t i = 0; i < rows * form_.k; ++i) {
+      store_value(form_.x, value_at(seed, static_cast<uint32_t>(i)), x_.data(), i);
+    }
+    for (int64_t i = 0; form_.has_scales() && i < rows; ++i) {
+      x_scale_.push_back(0x1p-7f + 0x1p-9f * value_at(seed + 1, static_cast<uint32_t>(i)));
     }
     choose_pool();
   }
 
   // Whether the pool is large enough for weights to come from memory at every call.
   bool cold() const { return cold_; }
-  int64_t pool() const { return pool_; }
+  const GemmForm& form() const { return form_; }
 
   void visit(GroupedMatmulImpl& impl, std::vector<Measured>& measured, bool first_visit,
              const Progress& progress) {
-    progress(fmt::format("{} {}: loading {} experts", gemm_.name, impl.name(), pool_));
+    progress(fmt::format("{} {}: loading {} experts", name_, impl.name(), pool_));
     const double start = seconds_now();
-    impl.load(values_, gemm_, pool_, options_.threads);
+    impl.load(values_, pool_, options_.threads);
     const double load_seconds = seconds_now() - start;
     for (size_t i = 0; i < loads_.size(); ++i) {
-      progress(fmt::format("{} {}: {} rows for {} experts", gemm_.name, impl.name(), loads_[i].rows,
+      progress(fmt::format("{} {}: {} rows for {} experts", name_, impl.name(), loads_[i].rows,
                            loads_[i].active_rows.size()));
       Measured& m = measured[i];
       cursor_ = 0;
       if (first_visit) {
         const double before = seconds_now();
-        m.wrong = verify(impl, next_call(loads_[i]), values_, gemm_, options_.seed);
+        m.wrong = verify(impl, next_call(loads_[i]), values_, options_.seed);
         if (options_.explain) explain(impl, loads_[i], load_seconds, seconds_now() - before, m);
       }
       if (m.wrong.empty()) measure_calls(impl, loads_[i], m);
@@ -105,14 +107,14 @@ class GemmBench {
   }
 
   void choose_pool() {
-    const int64_t expert_bytes = gemm_.n * gemm_.k * kFloat;
+    const int64_t expert_bytes = form_.expert_bytes();
     const int64_t enough = cold_bytes();
     pool_ = options_.problem.experts;
     if (options_.cold) pool_ = std::max(pool_, (enough + expert_bytes - 1) / expert_bytes);
     // Padded panels take up to 1 / 16 more; the rest of memory is for the rest of the machine.
     pool_ = std::min(pool_, available_memory() / 5 * 3 / (expert_bytes + expert_bytes / 16));
     if (pool_ < 1) {
-      throw Error(fmt::format("not enough memory for one expert of {} x {}", gemm_.n, gemm_.k));
+      throw Error(fmt::format("not enough memory for one expert of {} x {}", form_.n, form_.k));
     }
     cold_ = options_.cold && pool_ * expert_bytes >= enough;
   }
@@ -125,7 +127,7 @@ class GemmBench {
       cursor_ = (cursor_ + 1) % pool_;
     }
     if (!options_.cold) cursor_ = 0;
-    return {groups_, static_cast<const float*>(x_.data()), static_cast<float*>(y_.data()),
+    return {groups_, x_.data(), form_.has_scales() ? x_scale_.data() : nullptr, y_.data(),
             load.rows};
   }
 
@@ -134,7 +136,7 @@ class GemmBench {
     if (const std::string words = impl.explain(next_call(load)); !words.empty()) {
       m.explain.push_back(words);
     }
-    const double gib = static_cast<double>(pool_ * gemm_.n * gemm_.k * kFloat) / 0x1p30;
+    const double gib = static_cast<double>(pool_ * form_.expert_bytes()) / 0x1p30;
     m.explain.push_back(
         fmt::format("making and loading {:.2f} GiB of weights {:.0f} ms, first call and its "
                     "verification {:.1f} ms",
@@ -143,7 +145,7 @@ class GemmBench {
 
   void measure_calls(GroupedMatmulImpl& impl, const Load& load, Measured& m) {
     const auto read_limits = [&]() -> std::vector<double> {
-      return {meter_.dot_peak(DType::kF32), meter_.read_gbps()};
+      return {meter_.dot_peak(form_.x), meter_.read_gbps()};
     };
     const auto timed_call = [&] {
       const GemmCall call = next_call(load);
@@ -155,25 +157,29 @@ class GemmBench {
   }
 
   const Options& options_;
-  Gemm gemm_;
+  std::string name_;
+  GemmForm form_;
   std::vector<Load> loads_;
   const LimitsMeter& meter_;
   WeightValues values_;
   HugeBuffer x_, y_;
+  std::vector<float> x_scale_;
   int64_t pool_ = 0;
   bool cold_ = false;
   int64_t cursor_ = 0;
   std::vector<Group> groups_;
 };
 
-void fill_figures(const Gemm& gemm, const Load& load, const Measured& m, Result& r) {
+void fill_figures(const GemmForm& form, const Load& load, const Measured& m, Result& r) {
   fill_times(m, r);
   const double median = 1e-3 * r.median_ms;
-  const double operations = 2.0 * static_cast<double>(load.rows) * static_cast<double>(gemm.n) *
-                            static_cast<double>(gemm.k);
+  const double operations = 2.0 * static_cast<double>(load.rows) * static_cast<double>(form.n) *
+                            static_cast<double>(form.k);
   const auto active = static_cast<int64_t>(load.active_rows.size());
-  r.read_bytes = kFloat * (active * gemm.n * gemm.k + load.rows * gemm.k);
-  r.written_bytes = kFloat * load.rows * gemm.n;
+  const int64_t scale_bytes = form.has_scales() ? size_of(DType::kF32) : 0;
+  r.read_bytes = active * (form.expert_bytes() + form.n * scale_bytes) +
+                 load.rows * (form.k * size_of(form.x) + scale_bytes);
+  r.written_bytes = load.rows * form.n * size_of(form.y);
   const auto bytes = static_cast<double>(r.read_bytes + r.written_bytes);
   r.gops = 1e-9 * operations / median;
   r.gbps = 1e-9 * bytes / median;
@@ -231,7 +237,7 @@ std::vector<Result> run_grouped_matmul(const Options& options, const LimitsMeter
         r.wrong = m.wrong;
         r.explain = m.explain;
         r.repro = common_repro(options, r);
-        if (r.verified) fill_figures(gemm, loads[l], m, r);
+        if (r.verified) fill_figures(bench.form(), loads[l], m, r);
         results.push_back(std::move(r));
       }
     }
@@ -243,9 +249,9 @@ std::vector<Result> run_grouped_matmul(const Options& options, const LimitsMeter
 
 Operator grouped_matmul_operator() {
   return {.name = "grouped_matmul",
-          .dtypes = {"f32"},
+          .dtypes = {"f32", "bf16", "w8a8"},
           .variants = {},
-          .impls = grouped_matmul_impl_names(),
+          .impls = grouped_matmul_impl_names,
           .tokens = "1,16,128,1024",  // from one row an expert, where weights stream, to 64
           .takes_rows = true,
           .run = run_grouped_matmul};

@@ -28,20 +28,24 @@ class Moeops final : public GroupedMatmulImpl {
   std::string name() const override { return "moeops"; }
   std::string detail() const override { return kernel_; }
 
-  void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) override {
+  void load(const WeightValues& values, int64_t experts, int threads) override {
+    form_.emplace(values.form());
     context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
     check(context_->status());
     check(PackedWeights::create(
-        {.dtype = DType::kF32, .experts = experts, .n = gemm.n, .k = gemm.k}, &weights_));
+        {.dtype = form_->x, .experts = experts, .n = form_->n, .k = form_->k}, &weights_));
+    ConstTensorView scales;
+    if (form_->has_scales()) scales = {values.scales().data(), {form_->n}};
     // One expert at a time and a worker: never a second copy of the weights.
     std::atomic<bool> failed{false};
 #pragma omp parallel num_threads(threads)
     {
-      std::vector<float> plain(static_cast<size_t>(gemm.n * gemm.k));
+      std::vector<char> plain(static_cast<size_t>(form_->expert_bytes()));
 #pragma omp for schedule(dynamic)
       for (int64_t e = 0; e < experts; ++e) {
-        for (int64_t n = 0; n < gemm.n; ++n) values.fill_row(e, n, plain.data() + n * gemm.k);
-        if (!weights_.pack_expert(e, {plain.data(), {gemm.n, gemm.k}}).ok()) failed = true;
+        values.fill_expert(e, plain.data());
+        const ConstTensorView w{plain.data(), {form_->x, {form_->n, form_->k}}};
+        if (!weights_.pack_expert(e, w, false, scales).ok()) failed = true;
       }
     }
     if (failed) throw Error("packing the weights failed");
@@ -55,11 +59,12 @@ class Moeops final : public GroupedMatmulImpl {
   void run(const GemmCall& call) override {
     const auto groups = static_cast<int64_t>(call.groups.size());
     GroupedMatmulArgs args;
-    args.x = {call.x, {call.rows, weights_.k()}};
+    args.x = {call.x, {form_->x, {call.rows, form_->k}}};
+    if (form_->has_scales()) args.x_scale = {call.x_scale, {call.rows}};
     args.list_type = ListType::kSparse;
     static_assert(sizeof(Group) == 2 * sizeof(int64_t));
     args.group_list = {&call.groups.data()->expert, {groups, 2}};
-    args.y = {call.y, {call.rows, weights_.n()}};
+    args.y = {call.y, {form_->y, {call.rows, form_->n}}};
     check(grouped_matmul(*context_, weights_, args));
   }
 
@@ -75,6 +80,7 @@ class Moeops final : public GroupedMatmulImpl {
  private:
   std::optional<Isa> isa_;
   std::unique_ptr<Context> context_;
+  std::optional<GemmForm> form_;
   PackedWeights weights_;
   std::string kernel_;
 };
@@ -82,27 +88,34 @@ class Moeops final : public GroupedMatmulImpl {
 // Weights as a model file has them: [experts, n, k].
 class PlainWeights {
  public:
-  void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) {
-    gemm_ = gemm;
+  void load(const WeightValues& values, int64_t experts, int threads) {
+    form_.emplace(values.form());
     experts_ = experts;
-    check(HugeBuffer::allocate(experts * gemm.n * gemm.k * static_cast<int64_t>(sizeof(float)),
-                               &buffer_));
+    check(HugeBuffer::allocate(experts * form_->expert_bytes(), &buffer_));
 #pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < experts * gemm.n; ++row) {
-      values.fill_row(row / gemm.n, row % gemm.n, expert(0) + row * gemm.k);
+    for (int64_t e = 0; e < experts; ++e) values.fill_expert(e, expert(e));
+    scales_.clear();
+    for (int64_t e = 0; form_->has_scales() && e < experts; ++e) {
+      scales_.insert(scales_.end(), values.scales().begin(), values.scales().end());
     }
   }
   void unload() { buffer_ = HugeBuffer(); }
-  float* expert(int64_t e) const {
-    return static_cast<float*>(buffer_.data()) + e * gemm_.n * gemm_.k;
+  char* expert(int64_t e) const {
+    return static_cast<char*>(buffer_.data()) + e * form_->expert_bytes();
   }
-  const Gemm& gemm() const { return gemm_; }
-  int64_t experts() const { return experts_; }
+  const GemmForm& form() const { return *form_; }
+  ref::Weights view() const {
+    ref::Weights weights;
+    weights.w = {buffer_.data(), {form_->x, {experts_, form_->n, form_->k}}};
+    if (form_->has_scales()) weights.w_scale = {scales_.data(), {experts_, form_->n}};
+    return weights;
+  }
 
  private:
-  Gemm gemm_{};
+  std::optional<GemmForm> form_;
   int64_t experts_ = 0;
   HugeBuffer buffer_;
+  std::vector<float> scales_;
 };
 
 // What one writes without a MoE library: a BLAS call for each expert, sgemv where it has one row
@@ -115,18 +128,18 @@ class OpenBlas final : public GroupedMatmulImpl {
     return fmt::format("sgemm, sgemv for one row; {}, {}, {}", openblas_get_config(),
                        kParallel[openblas_get_parallel()], openblas_get_corename());
   }
-  void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) override {
+  void load(const WeightValues& values, int64_t experts, int threads) override {
     openblas_set_num_threads(threads);
-    weights_.load(values, gemm, experts, threads);
+    weights_.load(values, experts, threads);
   }
   void unload() override { weights_.unload(); }
   void run(const GemmCall& call) override {
-    const auto n = static_cast<blasint>(weights_.gemm().n);
-    const auto k = static_cast<blasint>(weights_.gemm().k);
-    const float* x = call.x;
-    float* y = call.y;
+    const auto n = static_cast<blasint>(weights_.form().n);
+    const auto k = static_cast<blasint>(weights_.form().k);
+    const auto* x = static_cast<const float*>(call.x);
+    auto* y = static_cast<float*>(call.y);
     for (const Group& group : call.groups) {
-      const float* w = weights_.expert(group.expert);
+      const auto* w = reinterpret_cast<const float*>(weights_.expert(group.expert));
       if (group.rows == 1) {
         cblas_sgemv(CblasRowMajor, CblasNoTrans, n, k, 1.0f, w, k, x, 1, 0.0f, y, 1);
       } else {
@@ -145,21 +158,22 @@ class OpenBlas final : public GroupedMatmulImpl {
 class Reference final : public GroupedMatmulImpl {
  public:
   std::string name() const override { return "ref"; }
-  std::string detail() const override { return "naive, one thread, double accumulation"; }
-  void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) override {
-    weights_.load(values, gemm, experts, threads);
+  std::string detail() const override {
+    return "naive, one thread, double accumulation (s8: exact)";
+  }
+  void load(const WeightValues& values, int64_t experts, int threads) override {
+    weights_.load(values, experts, threads);
   }
   void unload() override { weights_.unload(); }
   void run(const GemmCall& call) override {
-    const Gemm& gemm = weights_.gemm();
+    const GemmForm& form = weights_.form();
     GroupedMatmulArgs args;
-    args.x = {call.x, {call.rows, gemm.k}};
+    args.x = {call.x, {form.x, {call.rows, form.k}}};
+    if (form.has_scales()) args.x_scale = {call.x_scale, {call.rows}};
     args.list_type = ListType::kSparse;
     args.group_list = {&call.groups.data()->expert, {static_cast<int64_t>(call.groups.size()), 2}};
-    args.y = {call.y, {call.rows, gemm.n}};
-    ref::Weights weights;
-    weights.w = {weights_.expert(0), {weights_.experts(), gemm.n, gemm.k}};
-    check(ref::grouped_matmul(weights, args));
+    args.y = {call.y, {form.y, {call.rows, form.n}}};
+    check(ref::grouped_matmul(weights_.view(), args));
   }
 
  private:
@@ -168,15 +182,25 @@ class Reference final : public GroupedMatmulImpl {
 
 }  // namespace
 
-std::vector<std::string> grouped_matmul_impl_names() { return {"moeops", "openblas", "ref"}; }
+std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype) {
+  std::vector<std::string> names = {"moeops"};
+  if (dtype == "f32") names.push_back("openblas");
+#if defined(MOEOPS_HAS_ONEDNN)
+  names.push_back("onednn");
+#endif
+  names.push_back("ref");
+  return names;
+}
 
 std::unique_ptr<GroupedMatmulImpl> make_grouped_matmul_impl(const std::string& name,
                                                             std::optional<Isa> isa) {
   if (name == "moeops") return std::make_unique<Moeops>(isa);
   if (name == "openblas") return std::make_unique<OpenBlas>();
+#if defined(MOEOPS_HAS_ONEDNN)
+  if (name == "onednn") return make_onednn_grouped_matmul(isa.value_or(machine().isa));
+#endif
   if (name == "ref") return std::make_unique<Reference>();
-  throw Error(fmt::format("--impl {}: this build has {}", name,
-                          fmt::join(grouped_matmul_impl_names(), ", ")));
+  throw Error(fmt::format("no implementation {}", name));
 }
 
 }  // namespace moeops::bench

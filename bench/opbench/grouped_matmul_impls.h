@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "bench/opbench/gemm_data.h"
-#include "bench/opbench/problem.h"
 
 namespace moeops::bench {
 
@@ -21,11 +20,12 @@ struct Group {
   int64_t rows;
 };
 
-// y [rows, n] = x [rows, k] times the weights of each group's expert.
+// y [rows, n] = x [rows, k] times the weights of each group's expert, in the form's dtypes.
 struct GemmCall {
   std::span<const Group> groups;
-  const float* x;
-  float* y;
+  const void* x;
+  const float* x_scale;  // [rows]; null unless the form has scales
+  void* y;
   int64_t rows;
 };
 
@@ -37,16 +37,19 @@ class GroupedMatmulImpl {
   // What ran, for the record: the kernel, the library's version and variant.
   virtual std::string detail() const = 0;
   // Makes and keeps the weights of `experts` experts; throws tools::Error.
-  virtual void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) = 0;
+  virtual void load(const WeightValues& values, int64_t experts, int threads) = 0;
   virtual void unload() = 0;
   virtual void run(const GemmCall& call) = 0;
   // How a call is cut up, in words; empty where there is nothing to say.
   virtual std::string explain(const GemmCall&) const { return {}; }
 };
 
-// By name: moeops, openblas, ref.
-std::vector<std::string> grouped_matmul_impl_names();
+// By name, those that have the dtype: moeops, openblas (f32), onednn (if this build found it), ref.
+std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype);
 std::unique_ptr<GroupedMatmulImpl> make_grouped_matmul_impl(const std::string& name,
                                                             std::optional<Isa> isa);
+
+// In a file of its own, that is compiled where libdnnl is found.
+std::unique_ptr<GroupedMatmulImpl> make_onednn_grouped_matmul(Isa isa);
 
 }  // namespace moeops::bench

@@ -52,7 +52,7 @@ int list() {
   };
   line("operator", "dtypes", "variants", "implementations");
   for (const Operator& op : operators()) {
-    line(op.name, words(op.dtypes), words(op.variants), words(op.impls));
+    line(op.name, words(op.dtypes), words(op.variants), words(op.impls(op.dtypes.front())));
   }
   fmt::print("\nproblems: {}\nISAs:    ", fmt::join(problem_names(), " "));
   for (int i = 0; i <= static_cast<int>(machine().isa); ++i) {
@@ -115,10 +115,12 @@ Options options_of(const Arguments& args, const Operator& op) {
   }
   options.impls = args.impls;
   if (options.impls.empty()) {
-    options.impls = op.impls;
+    options.impls = op.impls(options.dtype);
     std::erase(options.impls, "ref");  // a thousand times slower: only when asked for
   }
-  for (const std::string& impl : options.impls) check_known("--impl", op, impl, op.impls);
+  for (const std::string& impl : options.impls) {
+    check_known("--impl", op, impl, op.impls(options.dtype));
+  }
   if (!args.isa.empty()) {
     Isa isa = Isa::kScalar;
     if (!parse_isa(args.isa.c_str(), &isa) || isa > machine().isa) {

@@ -42,9 +42,10 @@ struct Operator {
   std::string name;
   std::vector<std::string> dtypes;    // the first by default
   std::vector<std::string> variants;  // forms that cost differently; the first by default
-  std::vector<std::string> impls;     // all but ref by default
-  std::string tokens;                 // by default
-  bool takes_rows = false;            // --rows too
+  // Of a dtype; all but ref by default.
+  std::function<std::vector<std::string>(const std::string& dtype)> impls;
+  std::string tokens;       // by default
+  bool takes_rows = false;  // --rows too
   // Measures every implementation on every load; `progress` is told what is being done. Throws
   // tools::Error.
   std::function<std::vector<Result>(const Options&, const LimitsMeter&, const Progress&)> run;

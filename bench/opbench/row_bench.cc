@@ -386,12 +386,16 @@ Operator row_operator(const char* name, const std::vector<std::string>& dtypes,
   return {.name = name,
           .dtypes = dtypes,
           .variants = variants,
-          .impls = {"moeops", "ref"},
+          .impls =
+              [](const std::string&) {
+                return std::vector<std::string>{"moeops", "ref"};
+              },
           .tokens = "1,64,4096",
-          .run = [name = std::string(name), make](const Options& options, const LimitsMeter& meter,
-                                                  const Progress& progress) {
-            return run_rows(name, make, options, meter, progress);
-          }};
+          .run =
+              [name = std::string(name), make](const Options& options, const LimitsMeter& meter,
+                                               const Progress& progress) {
+                return run_rows(name, make, options, meter, progress);
+              }};
 }
 
 }  // namespace moeops::bench

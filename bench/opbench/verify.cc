@@ -5,20 +5,58 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstring>
 #include <random>
 
 namespace moeops::bench {
 
+namespace {
+
+// What element [row, n] of the call's y must be, and how far from it a right one may be.
+struct Expected {
+  double value;
+  double bound;
+};
+
+Expected expected_of(const GemmCall& call, const WeightValues& values, int64_t expert, int64_t row,
+                     int64_t n) {
+  const GemmForm& form = values.form();
+  const void* w = values.row(expert, n);
+  const void* x = static_cast<const char*>(call.x) + row * form.k * size_of(form.x);
+  if (form.x == DType::kS8) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < form.k; ++k) {
+      sum += static_cast<const int8_t*>(x)[k] * static_cast<const int8_t*>(w)[k];
+    }
+    const float scaled = static_cast<float>(sum) * values.scales()[static_cast<size_t>(n)];
+    return {static_cast<double>(to_f32(to_bf16(scaled * call.x_scale[row]))), 0};
+  }
+  double sum = 0;
+  double magnitude = 0;
+  for (int64_t k = 0; k < form.k; ++k) {
+    const double product = static_cast<double>(load_value(form.x, x, k)) *
+                           static_cast<double>(load_value(form.x, w, k));
+    sum += product;
+    magnitude += std::fabs(product);
+  }
+  // Each of the K additions rounds by at most 2^-24 of a partial sum, which is at most the
+  // magnitude; a product that is rounded by itself adds one such error more.
+  const double bound = static_cast<double>(form.k + 1) * 0x1p-24 * magnitude;
+  return {sum, form.y == DType::kBf16 ? bound + 0x1p-8 * (std::fabs(sum) + bound) : bound};
+}
+
+}  // namespace
+
 std::string verify(GroupedMatmulImpl& impl, const GemmCall& call, const WeightValues& values,
-                   const Gemm& gemm, uint64_t seed) {
-  const int64_t count = call.rows * gemm.n;
-  std::fill_n(call.y, count, std::numeric_limits<float>::quiet_NaN());
+                   uint64_t seed) {
+  const GemmForm& form = values.form();
+  const int64_t count = call.rows * form.n;
+  std::memset(call.y, 0xFF, static_cast<size_t>(count * size_of(form.y)));  // NaN
   impl.run(call);
   for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(call.y[i])) {
-      return fmt::format("y[{},{}] = {}: not written, or not finite", i / gemm.n, i % gemm.n,
-                         call.y[i]);
+    const float y = load_value(form.y, call.y, i);
+    if (!std::isfinite(y)) {
+      return fmt::format("y[{},{}] = {}: not written, or not finite", i / form.n, i % form.n, y);
     }
   }
 
@@ -28,21 +66,11 @@ std::string verify(GroupedMatmulImpl& impl, const GemmCall& call, const WeightVa
   };
   std::string wrong;
   const auto check_one = [&](int64_t expert, int64_t row, int64_t n) {
-    const float* x = call.x + row * gemm.k;
-    double sum = 0;
-    double magnitude = 0;
-    for (int64_t k = 0; k < gemm.k; ++k) {
-      const double product = static_cast<double>(x[k]) * static_cast<double>(values(expert, n, k));
-      sum += product;
-      magnitude += std::fabs(product);
-    }
-    // Each of the K additions rounds by at most 2^-24 of a partial sum, which is at most the
-    // magnitude; a product that is rounded by itself adds one such error more.
-    const double bound = static_cast<double>(gemm.k + 1) * 0x1p-24 * magnitude;
-    const double got = static_cast<double>(call.y[row * gemm.n + n]);
-    if (!(std::fabs(got - sum) <= bound) && wrong.empty()) {
-      wrong =
-          fmt::format("y[{},{}] = {:.8g}, expected {:.8g} (expert {})", row, n, got, sum, expert);
+    const Expected expected = expected_of(call, values, expert, row, n);
+    const auto got = static_cast<double>(load_value(form.y, call.y, row * form.n + n));
+    if (!(std::fabs(got - expected.value) <= expected.bound) && wrong.empty()) {
+      wrong = fmt::format("y[{},{}] = {:.8g}, expected {:.8g} (expert {})", row, n, got,
+                          expected.value, expert);
     }
   };
   const auto groups = static_cast<int64_t>(call.groups.size());
@@ -51,7 +79,7 @@ std::string verify(GroupedMatmulImpl& impl, const GemmCall& call, const WeightVa
   for (const Group& group : call.groups) {
     for (int64_t i = 0; i < samples; ++i) {
       const int64_t r = i % 3 == 0 ? 0 : i % 3 == 1 ? group.rows - 1 : below(group.rows);
-      const int64_t n = i < 2 ? 0 : i < 4 ? gemm.n - 1 : below(gemm.n);
+      const int64_t n = i < 2 ? 0 : i < 4 ? form.n - 1 : below(form.n);
       check_one(group.expert, row + r, n);
     }
     row += group.rows;

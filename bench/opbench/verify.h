@@ -8,10 +8,10 @@
 namespace moeops::bench {
 
 // Runs the call once and checks the result: all of it finite and written, and at least 4,096 of
-// its values, every group's first and last row among them, against sums in double over the full K,
-// each within the bound on the rounding errors of an f32 sum in any order. Empty when it is right,
-// else what is wrong.
+// its values, every group's first and last row among them, against sums over the full K: of s8
+// exact ones, to the bit; else in double, within the bound on the rounding errors of an f32 sum in
+// any order. Empty when it is right, else what is wrong.
 std::string verify(GroupedMatmulImpl& impl, const GemmCall& call, const WeightValues& values,
-                   const Gemm& gemm, uint64_t seed);
+                   uint64_t seed);
 
 }  // namespace moeops::bench

@@ -195,9 +195,9 @@ class Wrong final : public GroupedMatmulImpl {
       : mistake_(mistake), right_(make_grouped_matmul_impl("moeops", {})) {}
   std::string name() const override { return "wrong"; }
   std::string detail() const override { return ""; }
-  void load(const WeightValues& values, const Gemm& gemm, int64_t experts, int threads) override {
-    gemm_ = gemm;
-    right_->load(values, gemm, experts, threads);
+  void load(const WeightValues& values, int64_t experts, int threads) override {
+    form_.emplace(values.form());
+    right_->load(values, experts, threads);
   }
   void unload() override { right_->unload(); }
   void run(const GemmCall& call) override {
@@ -206,46 +206,65 @@ class Wrong final : public GroupedMatmulImpl {
     GemmCall changed = call;
     changed.groups = groups;
     right_->run(changed);
-    float* last = call.y + call.rows * gemm_.n - 1;
-    if (mistake_ == Mistake::kOneElement) *last += 0.01f;
-    if (mistake_ == Mistake::kUnwritten) *last = NAN;
+    const int64_t last = call.rows * form_->n - 1;
+    const float value = load_value(form_->y, call.y, last);
+    if (mistake_ == Mistake::kOneElement) store_value(form_->y, 1.02f * value + 0.1f, call.y, last);
+    if (mistake_ == Mistake::kUnwritten) store_value(form_->y, NAN, call.y, last);
   }
 
  private:
   Mistake mistake_;
   std::unique_ptr<GroupedMatmulImpl> right_;
-  Gemm gemm_{};
+  std::optional<GemmForm> form_;
+};
+
+// A call on random x, with the memory that it refers to.
+struct SmallGemm {
+  SmallGemm(int64_t n, int64_t k, const std::string& dtype, std::vector<Group> the_groups)
+      : values(1, {n, k, dtype}), groups(std::move(the_groups)) {
+    const GemmForm& form = values.form();
+    for (const Group& group : groups) call.rows += group.rows;
+    x.resize(static_cast<size_t>(call.rows * k * size_of(form.x)));
+    y.resize(static_cast<size_t>(call.rows * n * size_of(form.y)));
+    for (int64_t i = 0; i < call.rows * k; ++i) {
+      store_value(form.x, value_at(9, static_cast<uint32_t>(i)), x.data(), i);
+    }
+    for (int64_t i = 0; form.has_scales() && i < call.rows; ++i) {
+      x_scale.push_back(0.01f * static_cast<float>(i + 1));
+    }
+    call = {groups, x.data(), form.has_scales() ? x_scale.data() : nullptr, y.data(), call.rows};
+  }
+
+  WeightValues values;
+  std::vector<Group> groups;
+  std::vector<char> x, y;
+  std::vector<float> x_scale;
+  GemmCall call{};
 };
 
 TEST(Verify, SeesEveryMistake) {
-  const Gemm gemm{"w13", 70, 96};
-  const WeightValues values(1, gemm.k);
-  const std::vector<Group> groups = {{2, 5}, {0, 1}, {4, 9}};
-  std::vector<float> x(15 * 96);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = value_at(9, static_cast<uint32_t>(i));
-  std::vector<float> y(15 * 70);
-  const GemmCall call{groups, x.data(), y.data(), 15};
-  const auto verdict = [&](Wrong::Mistake mistake) {
-    Wrong impl(mistake);
-    impl.load(values, gemm, 6, 1);
-    return verify(impl, call, values, gemm, 1);
-  };
-  EXPECT_EQ(verdict(Wrong::Mistake::kNone), "");
-  EXPECT_NE(verdict(Wrong::Mistake::kNeighbour).find("y[5,0]"), std::string::npos);
-  EXPECT_NE(verdict(Wrong::Mistake::kOneElement).find("y[14,69]"), std::string::npos);
-  EXPECT_NE(verdict(Wrong::Mistake::kUnwritten).find("not written"), std::string::npos);
+  for (const char* dtype : {"f32", "bf16", "w8a8"}) {
+    SmallGemm gemm(70, 96, dtype, {{2, 5}, {0, 1}, {4, 9}});
+    const auto verdict = [&](Wrong::Mistake mistake) {
+      Wrong impl(mistake);
+      impl.load(gemm.values, 6, 1);
+      return verify(impl, gemm.call, gemm.values, 1);
+    };
+    EXPECT_EQ(verdict(Wrong::Mistake::kNone), "") << dtype;
+    EXPECT_NE(verdict(Wrong::Mistake::kNeighbour).find("y[5,0]"), std::string::npos) << dtype;
+    EXPECT_NE(verdict(Wrong::Mistake::kOneElement).find("y[14,69]"), std::string::npos) << dtype;
+    EXPECT_NE(verdict(Wrong::Mistake::kUnwritten).find("not written"), std::string::npos) << dtype;
+  }
 }
 
 TEST(Verify, EveryImplementationIsRight) {
-  const Gemm gemm{"w2", 130, 70};
-  const WeightValues values(5, gemm.k);
-  const std::vector<Group> groups = {{1, 1}, {0, 3}, {1, 20}};
-  std::vector<float> x(24 * 70, 0.5f);
-  std::vector<float> y(24 * 130);
-  for (const std::string& name : grouped_matmul_impl_names()) {
-    const auto impl = make_grouped_matmul_impl(name, {});
-    impl->load(values, gemm, 2, 2);
-    EXPECT_EQ(verify(*impl, {groups, x.data(), y.data(), 24}, values, gemm, 1), "") << name;
+  for (const char* dtype : {"f32", "bf16", "w8a8"}) {
+    SmallGemm gemm(130, 70, dtype, {{1, 1}, {0, 3}, {1, 20}});
+    for (const std::string& name : grouped_matmul_impl_names(dtype)) {
+      const auto impl = make_grouped_matmul_impl(name, {});
+      impl->load(gemm.values, 2, 2);
+      EXPECT_EQ(verify(*impl, gemm.call, gemm.values, 1), "") << name << ", " << dtype;
+    }
   }
 }
 

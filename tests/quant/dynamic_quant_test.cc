@@ -335,11 +335,11 @@ class DynamicQuantErrors : public ::testing::Test {
 
 TEST_F(DynamicQuantErrors, DecreasingGroupList) {
   call_.group_list = {3, 2, 6};
-  expect("dynamic_quant: group_list[1] gives a group of -1 rows");
+  expect("dynamic_quant: group_list[1] = 2 is less than the 3 before it");
 }
 TEST_F(DynamicQuantErrors, NegativeGroupList) {
   call_.group_list = {-1, 2, 6};
-  expect("dynamic_quant: group_list[0] gives a group of -1 rows");
+  expect("dynamic_quant: group_list[0] = -1 is less than the 0 before it");
 }
 TEST_F(DynamicQuantErrors, GroupListPastTheRows) {
   call_.group_list = {3, 4, 7};

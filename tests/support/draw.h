@@ -35,7 +35,11 @@ struct Draw {
     return *(choices.begin() + between(0, static_cast<int64_t>(choices.size()) - 1));
   }
   bool chance(int64_t one_in) { return between(1, one_in) == 1; }
+  bool flag() { return between(0, 1) == 1; }
   float normal() { return distribution(random); }
+  float uniform(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(random);
+  }
 
   std::mt19937_64 random;
   std::normal_distribution<float> distribution;

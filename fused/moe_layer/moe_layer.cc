@@ -545,7 +545,8 @@ Status check_call(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
                 "weight_on_input is for K = 1, but K = %" PRId64 " (from expert_ids)", K.value);
   check.require(args.scratch_limit >= 0, "scratch_limit = %" PRId64 " is negative",
                 args.scratch_limit);
-  for (int64_t t = 0; check.ok() && t < T.value; ++t) {
+  const int64_t tokens_with_choices = K.value > 0 ? T.value : 0;
+  for (int64_t t = 0; check.ok() && t < tokens_with_choices; ++t) {
     const int32_t* ids = args.expert_ids.row<int32_t>(t);
     for (int64_t k = 0; k < K.value; ++k) {
       const int64_t id = ids[k];

@@ -71,6 +71,12 @@ inline double gated_error(const SwigluParams& params, double g, double u, double
   return relative + (tail ? 0x1p-21 * std::fabs(g * u) : 0);
 }
 
+// Of the same h, from g and u that are off: act has slopes of 1.13 at most and |act(g)| <= |g|, of
+// any of the forms; the clamped one multiplies with u + 1.
+inline double gated_slope_error(double g, double u, double g_error, double u_error) {
+  return 1.13 * g_error * (std::fabs(u) + 1 + u_error) + std::fabs(g) * u_error;
+}
+
 // Gate and up of place j in a row of 2I.
 struct GateAndUp {
   float g, u;

@@ -182,11 +182,17 @@ class Reference final : public GroupedMatmulImpl {
 
 }  // namespace
 
-std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype) {
+std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype, Isa isa) {
   std::vector<std::string> names = {"moeops"};
   if (dtype == "f32") names.push_back("openblas");
 #if defined(MOEOPS_HAS_ONEDNN)
-  names.push_back("onednn");
+  // It has no bf16 below AVX-512, and s8 without VNNI saturates.
+  const Isa least = dtype == "f32"    ? Isa::kScalar
+                    : dtype == "bf16" ? Isa::kAvx512
+                                      : Isa::kAvx512Vnni;
+  if (isa >= least) names.push_back("onednn");
+#else
+  (void)isa;
 #endif
   names.push_back("ref");
   return names;

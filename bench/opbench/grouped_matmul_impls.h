@@ -44,8 +44,9 @@ class GroupedMatmulImpl {
   virtual std::string explain(const GemmCall&) const { return {}; }
 };
 
-// By name, those that have the dtype: moeops, openblas (f32), onednn (if this build found it), ref.
-std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype);
+// By name, those that can do the dtype with the ISA: moeops, openblas (f32), onednn (if this build
+// found it), ref.
+std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype, Isa isa);
 std::unique_ptr<GroupedMatmulImpl> make_grouped_matmul_impl(const std::string& name,
                                                             std::optional<Isa> isa);
 

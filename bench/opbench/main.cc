@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <new>
 
+#include "bench/opbench/measure.h"
 #include "bench/opbench/operators.h"
 #include "tools/tensor_file/error.h"
 #include "tools/tensor_file/write_file.h"
@@ -52,7 +53,8 @@ int list() {
   };
   line("operator", "dtypes", "variants", "implementations");
   for (const Operator& op : operators()) {
-    line(op.name, words(op.dtypes), words(op.variants), words(op.impls(op.dtypes.front())));
+    line(op.name, words(op.dtypes), words(op.variants),
+         words(op.impls(op.dtypes.front(), machine().isa)));
   }
   fmt::print("\nproblems: {}\nISAs:    ", fmt::join(problem_names(), " "));
   for (int i = 0; i <= static_cast<int>(machine().isa); ++i) {
@@ -113,20 +115,21 @@ Options options_of(const Arguments& args, const Operator& op) {
   for (const std::string& variant : options.variants) {
     check_known("--variant", op, variant, op.variants);
   }
-  options.impls = args.impls;
-  if (options.impls.empty()) {
-    options.impls = op.impls(options.dtype);
-    std::erase(options.impls, "ref");  // a thousand times slower: only when asked for
-  }
-  for (const std::string& impl : options.impls) {
-    check_known("--impl", op, impl, op.impls(options.dtype));
-  }
   if (!args.isa.empty()) {
     Isa isa = Isa::kScalar;
     if (!parse_isa(args.isa.c_str(), &isa) || isa > machine().isa) {
       throw Error(fmt::format("--isa {}: not an ISA of this machine; see --list", args.isa));
     }
     options.isa = isa;
+  }
+  const std::vector<std::string> known = op.impls(options.dtype, isa_of(options));
+  options.impls = args.impls;
+  if (options.impls.empty()) {
+    options.impls = known;
+    std::erase(options.impls, "ref");  // a thousand times slower: only when asked for
+  }
+  for (const std::string& impl : options.impls) {
+    check_known("--impl", op, impl, known);
   }
   options.cold = args.weights == "cold";
   options.reps = args.reps;

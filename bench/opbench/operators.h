@@ -42,8 +42,8 @@ struct Operator {
   std::string name;
   std::vector<std::string> dtypes;    // the first by default
   std::vector<std::string> variants;  // forms that cost differently; the first by default
-  // Of a dtype; all but ref by default.
-  std::function<std::vector<std::string>(const std::string& dtype)> impls;
+  // That can do a dtype with an ISA; all but ref by default.
+  std::function<std::vector<std::string>(const std::string& dtype, Isa isa)> impls;
   std::string tokens;       // by default
   bool takes_rows = false;  // --rows too
   // Measures every implementation on every load; `progress` is told what is being done. Throws

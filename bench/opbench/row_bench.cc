@@ -387,7 +387,7 @@ Operator row_operator(const char* name, const std::vector<std::string>& dtypes,
           .dtypes = dtypes,
           .variants = variants,
           .impls =
-              [](const std::string&) {
+              [](const std::string&, Isa) {
                 return std::vector<std::string>{"moeops", "ref"};
               },
           .tokens = "1,64,4096",

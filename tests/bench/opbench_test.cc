@@ -260,7 +260,7 @@ TEST(Verify, SeesEveryMistake) {
 TEST(Verify, EveryImplementationIsRight) {
   for (const char* dtype : {"f32", "bf16", "w8a8"}) {
     SmallGemm gemm(130, 70, dtype, {{1, 1}, {0, 3}, {1, 20}});
-    for (const std::string& name : grouped_matmul_impl_names(dtype)) {
+    for (const std::string& name : grouped_matmul_impl_names(dtype, machine().isa)) {
       const auto impl = make_grouped_matmul_impl(name, {});
       impl->load(gemm.values, 2, 2);
       EXPECT_EQ(verify(*impl, gemm.call, gemm.values, 1), "") << name << ", " << dtype;

@@ -9,7 +9,7 @@ using simd::Vec;
 using simd::VecI;
 
 inline VecI keys_of(Vec v) {
-  const __m256i bits = _mm256_castps_si256(_mm256_add_ps(v, _mm256_setzero_ps()));  // -0 becomes 0
+  const __m256i bits = _mm256_castps_si256(v);
   const __m256i flip = _mm256_srli_epi32(_mm256_srai_epi32(bits, 31), 1);
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   return _mm256_blendv_epi8(_mm256_xor_si256(bits, flip), _mm256_set1_epi32(kNanKey), nan);

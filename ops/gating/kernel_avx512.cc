@@ -9,7 +9,7 @@ using simd::Vec;
 using simd::VecI;
 
 inline VecI keys_of(Vec v) {
-  const __m512i bits = _mm512_castps_si512(_mm512_add_ps(v, _mm512_setzero_ps()));  // -0 becomes 0
+  const __m512i bits = _mm512_castps_si512(v);
   const __m512i flip = _mm512_srli_epi32(_mm512_srai_epi32(bits, 31), 1);
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_mov_epi32(_mm512_xor_si512(bits, flip), nan, _mm512_set1_epi32(kNanKey));

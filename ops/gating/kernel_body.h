@@ -4,7 +4,7 @@
 // The kernel over the vector layer, for the ISA file that includes it after its simd_<isa>.h and
 // these of its own:
 //
-//   VecI keys_of(Vec)          the lanes' keys, the same for -0 and 0
+//   VecI keys_of(Vec)          the lanes' keys
 //   VecI minus_above(VecI c, VecI a, VecI b)
 //                              c - 1 where a > b, else c
 //   VecI keep_above(VecI a, VecI b, VecI keys)

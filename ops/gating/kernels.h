@@ -39,7 +39,8 @@ struct Scratch {
 };
 Scratch cut_scratch(const Plan& plan, void* words);
 
-// Keys of f32 values: as signed integers they order as the values do, NaN below all of them.
+// Keys of f32 values: as signed integers they order as the values do, NaN below all of them. -0
+// would be below 0, but does not occur: scores are not negative, and a sum of 0 is +0.
 inline constexpr int32_t kNoKey = INT32_MIN + 1;  // below every value's, and 1 may be taken off it
 inline constexpr int32_t kNanKey = INT32_MIN + 2;
 inline constexpr int32_t kMinusInfinityKey = INT32_MIN + 0x7FFFFF;
@@ -48,7 +49,6 @@ namespace {  // compiled for every ISA
 
 inline int32_t key_of(float value) {
   if (value != value) return kNanKey;
-  value = value + 0.0f;  // -0 becomes 0
   int32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
   return bits < 0 ? bits ^ INT32_MAX : bits;

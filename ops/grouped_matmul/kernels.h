@@ -35,8 +35,9 @@ struct Tile {
   void* c;  // [whole blocks][kPanelColumns] f32, or s32 for s8; 64-byte aligned; rows beyond
             // `rows` and columns beyond `width` may be written, and mean nothing
   bool accumulate;
-  // Memory that will be read soon (the next panel): a kernel that can asks for it, spread evenly
-  // over its run: bursts would wait for the fill buffers.
+  // Memory that will be read after this panel: the next one, or with several tiles of rows each
+  // tile's share of it. A kernel that streams its panel asks for that itself, and only at its end
+  // for the beginning of this; one that has time for more spreads its requests over its run.
   const char* prefetch;    // 64-byte aligned; may be null
   int64_t prefetch_lines;  // of 64 bytes
 };

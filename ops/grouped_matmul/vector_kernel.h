@@ -3,16 +3,13 @@
 
 #include <cstdint>
 
+#include "ops/grouped_matmul/ahead.h"
 #include "ops/grouped_matmul/kernels.h"
 
 namespace moeops::grouped_matmul_internal {
 
 // Internal to each ISA file that includes this: the linker must not pick one file's code for all.
 namespace {
-
-// Rows of a call: enough to use a part of a panel that came into L1 many times, few enough that
-// their part stays beside it.
-constexpr int kTileBlocks = 8;
 
 // Makes the `run` of a vector kernel from a type Dot, which says what one instruction set does with
 // the 4 bytes of a group:
@@ -27,31 +24,38 @@ constexpr int kTileBlocks = 8;
 template <class Dot>
 class VectorKernel {
  public:
+  // Eight blocks use a step of the panel that came into L1 once.
+  static constexpr int kTileRows = 8 * Dot::kRows;
+
   static void run(const void*, const Tile& tile) {
     const int64_t blocks = (tile.rows + Dot::kRows - 1) / Dot::kRows;
-    // A panel that is used more than once is read in parts that stay in L1, and one that is not
-    // goes by from front to back.
-    const bool one_pass = Dot::kParts == 1 && blocks == 1 && tile.width <= kStripColumns;
-    const int64_t step = one_pass ? tile.k_chunks : kStepChunks;
-    Ahead ahead(tile, blocks);
+    const int64_t strips = (tile.width + kStripColumns - 1) / kStripColumns;
+    Strip strip;
+    strip.w_row_bytes = tile.width * 4;
+    const int64_t chunk_bytes = kChunkGroups * strip.w_row_bytes;
     alignas(64) char expanded[Dot::kParts == 1 ? 64 : kStepChunks * kExpandedChunk];
-    for (int64_t k = 0; k < tile.k_chunks; k += step) {
-      const int64_t chunks = tile.k_chunks - k < step ? tile.k_chunks - k : step;
-      Strip strip;
-      strip.w_row_bytes = tile.width * 4;
-      strip.chunks = chunks;
+    for (int64_t k = 0; k < tile.k_chunks; k += strip.chunks) {
+      const int64_t left = tile.k_chunks - k;
+      strip.chunks = left < kStepChunks ? left : kStepChunks;
       strip.accumulate = tile.accumulate || k > 0;
+      // While a step is multiplied, the one after the next is on its way.
+      const int64_t requests = blocks * strips * strip.chunks * (kChunkGroups / kUnroll);
+      const int64_t lines = strip.chunks * chunk_bytes / 64;
+      const int64_t ahead_of_end = k + kAheadChunks - tile.k_chunks;
+      Ahead ahead = ahead_of_end < 0
+                        ? Ahead(tile.panel + (k + kAheadChunks) * chunk_bytes, lines, requests)
+                        : Ahead::next_panel(tile, ahead_of_end * chunk_bytes, lines, requests);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = block * Dot::kRows;
         const int rows =
             tile.rows - row < Dot::kRows ? static_cast<int>(tile.rows - row) : Dot::kRows;
         strip.x = tile.x + block * tile.x_block_bytes + k * kXChunk;
         if constexpr (Dot::kParts > 1) {
-          expand(strip.x, rows, chunks, expanded);
+          expand(strip.x, rows, strip.chunks, expanded);
           strip.x = expanded;
         }
         for (int column = 0; column < tile.width; column += kStripColumns) {
-          strip.w = tile.panel + k * kChunkGroups * strip.w_row_bytes + column * 4;
+          strip.w = tile.panel + k * chunk_bytes + column * 4;
           strip.c = static_cast<char*>(tile.c) + (row * kPanelColumns + column) * 4;
           multiply_width(strip, tile.width - column, rows, ahead);
         }
@@ -63,8 +67,11 @@ class VectorKernel {
   static constexpr int kStripColumns = Dot::kVectors * Dot::kLanes;
   static constexpr int64_t kXChunk = int64_t{Dot::kRows} * kChunkBytes;
   static constexpr int64_t kExpandedChunk = kXChunk * Dot::kParts;
-  // 16 KiB of a panel: half of the smallest L1 there is.
+  // A step is 16 KiB of a panel: half of the smallest L1 there is.
   static constexpr int64_t kStepChunks = 4;
+  static constexpr int64_t kAheadChunks = 2 * kStepChunks;
+  // Groups between two requests for memory.
+  static constexpr int kUnroll = 2;
 
   // What one pass over the registers' tile reads and writes.
   struct Strip {
@@ -74,31 +81,6 @@ class VectorKernel {
     int64_t chunks;
     char* c;
     bool accumulate;
-  };
-
-  // Where the next request to memory goes: steps of at most a line, so that none is left out.
-  struct Ahead {
-    Ahead(const Tile& tile, int64_t blocks) : cursor(tile.panel) {
-      const int64_t strips = (tile.width + kStripColumns - 1) / kStripColumns;
-      const int64_t groups = blocks * strips * tile.k_chunks * kChunkGroups;
-      if (tile.prefetch == nullptr || tile.prefetch_lines <= 0) return;
-      cursor = tile.prefetch;
-      dense = tile.prefetch_lines > groups;
-      const int64_t requests = dense ? groups * kDense : groups;
-      step = (tile.prefetch_lines * 64 + requests - 1) / requests;
-      if (step > 64) step = 64;
-    }
-    template <int Count>
-    void request() {
-      for (int i = 0; i < Count; ++i) {
-        __builtin_prefetch(cursor, 0, 2);
-        cursor += step;
-      }
-    }
-    static constexpr int kDense = 4;  // as many lines as a group of a panel has
-    const char* cursor;
-    int64_t step = 0;
-    bool dense = false;
   };
 
   static void expand(const char* x, int rows, int64_t chunks, char* to) {
@@ -116,19 +98,19 @@ class VectorKernel {
         return multiply_width<Vectors - 16 / Dot::kLanes>(strip, width, rows, ahead);
       }
     }
-    if (ahead.dense) return multiply_rows<Vectors, Ahead::kDense>(strip, rows, ahead);
-    return multiply_rows<Vectors, 1>(strip, rows, ahead);
+    multiply_rows<Vectors>(strip, rows, ahead);
   }
 
-  template <int Vectors, int Requests, int Rows = Dot::kRows>
+  template <int Vectors, int Rows = Dot::kRows>
   static void multiply_rows(const Strip& strip, int rows, Ahead& ahead) {
     if constexpr (Rows > 1) {
-      if (rows < Rows) return multiply_rows<Vectors, Requests, Rows - 1>(strip, rows, ahead);
+      if (rows < Rows) return multiply_rows<Vectors, Rows - 1>(strip, rows, ahead);
     }
-    multiply<Vectors, Requests, Rows>(strip, ahead);
+    multiply<Vectors, Rows>(strip, ahead);
   }
 
-  template <int Vectors, int Requests, int Rows>
+  // The loops over constants are unrolled by order: the sums must be registers, not an array.
+  template <int Vectors, int Rows>
   static void multiply(const Strip& strip, Ahead& shared) {
     constexpr int kTogether = Dot::kTogether < Vectors ? Dot::kTogether : Vectors;
     typename Dot::Sum sums[Rows][Vectors];
@@ -151,7 +133,7 @@ class VectorKernel {
     const char* x = strip.x;
     for (int64_t chunk = 0; chunk < strip.chunks; ++chunk, x += kExpandedChunk) {
       for (int group = 0; group < kChunkGroups; ++group, w += strip.w_row_bytes) {
-        ahead.template request<Requests>();
+        if (group % kUnroll == 0) ahead.request();
 #pragma GCC unroll 8
         for (int first = 0; first < Vectors; first += kTogether) {
           typename Dot::Weights weights[kTogether];
@@ -164,8 +146,9 @@ class VectorKernel {
             const char* at = x + r * kChunkBytes * Dot::kParts + group * 4;
 #pragma GCC unroll 8
             for (int v = 0; v < kTogether; ++v) {
-              if (first + v < Vectors)
+              if (first + v < Vectors) {
                 sums[r][first + v] = Dot::dot(sums[r][first + v], at, weights[v]);
+              }
             }
           }
         }
@@ -184,10 +167,16 @@ class VectorKernel {
 
 }  // namespace
 
-#define MOEOPS_VECTOR_KERNEL(symbol, name, Dot, dtype, isa)                                        \
-  extern const TileKernel symbol;                                                                  \
-  const TileKernel symbol = {                                                                      \
-      name,    dtype,  isa, Dot::kRows, Dot::kRows * kTileBlocks, nullptr, VectorKernel<Dot>::run, \
-      nullptr, nullptr};
+#define MOEOPS_VECTOR_KERNEL(symbol, name, Dot, dtype, isa) \
+  extern const TileKernel symbol;                           \
+  const TileKernel symbol = {name,                          \
+                             dtype,                         \
+                             isa,                           \
+                             Dot::kRows,                    \
+                             VectorKernel<Dot>::kTileRows,  \
+                             nullptr,                       \
+                             VectorKernel<Dot>::run,        \
+                             nullptr,                       \
+                             nullptr};
 
 }  // namespace moeops::grouped_matmul_internal

@@ -29,6 +29,7 @@ struct Call {
   DType dtype;  // of the weights
   int64_t H, K, E;
   int workers;
+  bool streams_y;
 };
 
 // Rows of x as the GEMMs read them: x itself, or a copy that was weighted or quantised.
@@ -137,7 +138,7 @@ class OutputSink final : public TileSink {
     }
     call_.epilogue.store(c, tile.rows, columns, 0.0f,
                          reinterpret_cast<char*>(experts_.y + tile.row * call_.H + first),
-                         call_.H * int64_t{sizeof(float)}, DType::kF32);
+                         call_.H * int64_t{sizeof(float)}, DType::kF32, call_.streams_y);
     if (stages_ != nullptr && stages_->stages.y.present()) {
       for (int r = 0; r < tile.rows; ++r) {
         std::memcpy(stages_->stages.y.row<float>(stages_->slot(tile.row + r)) + first,
@@ -453,6 +454,7 @@ void Run::work(const Team& team) {
                              : RowFeed{.data = experts.h, .stride = I * size_of(experts.h_dtype())};
     experts.down.work(team.worker, feed, sink);
   });
+  call_.epilogue.fence();
   team.barrier();
   combine(team);
 }
@@ -574,7 +576,9 @@ Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArg
                .H = args.x.dim(1),
                .K = args.expert_ids.dim(1),
                .E = weights.w13->experts(),
-               .workers = 1};
+               .workers = 1,
+               .streams_y = outgrows_caches(T * args.expert_ids.dim(1) * args.x.dim(1) *
+                                            int64_t{sizeof(float)})};
   // Nothing to write: without columns out is empty.
   if (T == 0 || (call.H == 0 && !any_stage(args.stages))) return {};
   const auto team_for_experts = [&](const PackedWeights* w13, const PackedWeights* w2,

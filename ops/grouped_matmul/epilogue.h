@@ -33,13 +33,19 @@ struct EpilogueKernels {
   void (*activate)(float* c, int rows, int width, Activation activation);
   // The first `columns` columns to y, rows y_stride bytes apart: rounded to f32, bf16 or f16, or to
   // s8 as clamp(rint(v + offset), -128, 127), NaN -> 0.
+  // streams: past the caches where y's alignment allows, which saves reading lines that are to be
+  // overwritten; visible to other threads after fence().
   void (*store)(const float* c, int rows, int columns, float offset, char* y, int64_t y_stride,
-                DType y_dtype);
+                DType y_dtype, bool streams);
+  void (*fence)();
   // h[r][j] = act(c[r][j]) * c[r][width / 2 + j] for the first `columns` of them, as f32, or
   // rounded to bf16; rows h_stride bytes apart.
   void (*gate_up)(const float* c, int rows, int width, int columns, const SwigluParams& params,
                   char* h, int64_t h_stride, DType h_dtype);
 };
+
+// Whether an output of so many bytes is too large to stay in the caches until it is read.
+inline bool outgrows_caches(int64_t bytes) { return bytes > int64_t{4} * machine().l2_bytes; }
 
 // Those of the best ISA that the context allows.
 const EpilogueKernels& epilogue_kernels(const Context& ctx);

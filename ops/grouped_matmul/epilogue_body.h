@@ -102,8 +102,17 @@ void activate(float* c, int rows, int width, Activation activation) {
 }
 
 template <class T>
-void store_row(T* to, int columns, const float* from, simd::Vec offset, bool has_offset) {
+void store_row(T* to, int columns, const float* from, simd::Vec offset, bool has_offset,
+               bool streams) {
+  constexpr int kBytes = simd::kWidth * static_cast<int>(sizeof(T));
   int j = 0;
+  if constexpr (sizeof(T) > 1) {  // bytes come in halves of the vectors that can be streamed
+    if (streams && reinterpret_cast<uintptr_t>(to) % kBytes == 0) {
+      for (; j + simd::kWidth <= columns; j += simd::kWidth) {
+        simd::stream(to + j, simd::load(from + j));
+      }
+    }
+  }
   for (; j + simd::kWidth <= columns; j += simd::kWidth) {
     const simd::Vec v = simd::load(from + j);
     simd::store(to + j, has_offset ? v + offset : v);
@@ -115,25 +124,27 @@ void store_row(T* to, int columns, const float* from, simd::Vec offset, bool has
 }
 
 void store(const float* c, int rows, int columns, float offset, char* y, int64_t y_stride,
-           DType y_dtype) {
+           DType y_dtype, bool streams) {
   const simd::Vec shift = simd::broadcast(offset);
   for (int r = 0; r < rows; ++r, c += kRow, y += y_stride) {
     switch (y_dtype) {
       case DType::kF32:
-        store_row(reinterpret_cast<float*>(y), columns, c, shift, false);
+        store_row(reinterpret_cast<float*>(y), columns, c, shift, false, streams);
         break;
       case DType::kBf16:
-        store_row(reinterpret_cast<bf16*>(y), columns, c, shift, false);
+        store_row(reinterpret_cast<bf16*>(y), columns, c, shift, false, streams);
         break;
       case DType::kF16:
-        store_row(reinterpret_cast<f16*>(y), columns, c, shift, false);
+        store_row(reinterpret_cast<f16*>(y), columns, c, shift, false, streams);
         break;
       default:
-        store_row(reinterpret_cast<int8_t*>(y), columns, c, shift, true);
+        store_row(reinterpret_cast<int8_t*>(y), columns, c, shift, true, streams);
         break;
     }
   }
 }
+
+void fence() { simd::stream_fence(); }
 
 template <class T>
 void gate_up_row(const float* c, int half, int columns, const SwigluParams& params, T* h) {
@@ -159,7 +170,7 @@ void gate_up(const float* c, int rows, int width, int columns, const SwigluParam
 }
 
 constexpr EpilogueKernels kernels_for(Isa isa) {
-  return {isa, to_exact, to_values, activate, store, gate_up};
+  return {isa, to_exact, to_values, activate, store, fence, gate_up};
 }
 
 }  // namespace

@@ -21,7 +21,10 @@ class ToOutput final : public TileSink {
  public:
   ToOutput(const PackedWeights& weights, const GroupedMatmulArgs& args,
            const EpilogueKernels& kernels)
-      : weights_(weights), args_(args), kernels_(kernels) {
+      : weights_(weights),
+        args_(args),
+        kernels_(kernels),
+        streams_(outgrows_caches(args.y.rows() * args.y.columns() * size_of(args.y.dtype))) {
     if (args.offset.present()) offset_ = args.offset.row<float>(0)[0];
   }
 
@@ -66,7 +69,7 @@ class ToOutput final : public TileSink {
     if (args_.activation != Activation::kNone) {
       kernels_.activate(c, tile.rows, tile.width, args_.activation);
     }
-    kernels_.store(c, tile.rows, columns, offset_, y, y_stride, args_.y.dtype);
+    kernels_.store(c, tile.rows, columns, offset_, y, y_stride, args_.y.dtype, streams_);
   }
 
  private:
@@ -74,6 +77,7 @@ class ToOutput final : public TileSink {
   const GroupedMatmulArgs& args_;
   const EpilogueKernels& kernels_;
   float offset_ = 0.0f;
+  const bool streams_;
 };
 
 void check_dtypes(ArgCheck& check, const PackedWeights& weights, const GroupedMatmulArgs& args) {
@@ -146,7 +150,8 @@ Status grouped_matmul(Context& ctx, const PackedWeights& weights, const GroupedM
 
   const RowFeed feed = {.data = static_cast<const char*>(args.x.data),
                         .stride = args.x.row_stride * size_of(args.x.dtype)};
-  ToOutput sink(weights, args, epilogue_kernels(ctx));
+  const EpilogueKernels& kernels = epilogue_kernels(ctx);
+  ToOutput sink(weights, args, kernels);
   run_team(workers, [&](const Team& team) {
     if (args.uncovered == Uncovered::kZero) {
       const int64_t uncovered = M - groups.rows;
@@ -158,6 +163,7 @@ Status grouped_matmul(Context& ctx, const PackedWeights& weights, const GroupedM
       }
     }
     driver.work(team.worker, feed, sink);
+    kernels.fence();
   });
   return {};
 }

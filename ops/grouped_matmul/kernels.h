@@ -40,6 +40,14 @@ struct Tile {
   // for the beginning of this; one that has time for more spreads its requests over its run.
   const char* prefetch;    // 64-byte aligned; may be null
   int64_t prefetch_lines;  // of 64 bytes
+  // Further panels of the same width, at most the kernel's: each panel_bytes after the one before,
+  // its results c_bytes after the ones before. Memory gives more to several streams than to one.
+  int panels = 1;
+  int64_t panel_bytes = 0;
+  int64_t c_bytes = 0;
+  // As many panels, as far apart, which are read next; may be null. A kernel that streams asks for
+  // their beginning when it comes to the end of these.
+  const char* next = nullptr;
 };
 
 struct TileForm {
@@ -60,6 +68,9 @@ struct TileKernel {
   // Called by every worker before its first and after its last run of a call; may be null.
   void (*begin)();
   void (*end)();
+  // Calls of at most stream_rows rows may have up to so many panels.
+  int panels = 1;
+  int stream_rows = 0;
 };
 
 // Every kernel of kernels.inc, best first.

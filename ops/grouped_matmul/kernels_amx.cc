@@ -13,6 +13,9 @@ namespace {
 constexpr int kRegisterRows = 16;
 constexpr int kRegisterColumns = 16;  // of accumulators, and of groups of a panel
 constexpr int kTileRows = 8 * kRegisterRows;
+// Panels that are streamed side by side. Two threads read 26 GB/s on a Granite Rapids with one,
+// 31 with four, 24 with eight.
+constexpr int kStreams = 4;
 constexpr int64_t kXChunk = int64_t{kRegisterRows} * kChunkBytes;
 constexpr int64_t kCRowBytes = int64_t{kPanelColumns} * 4;
 // 32 KiB of a panel, for all rows of the tile: more would leave L1 before the next rows come, less
@@ -197,12 +200,40 @@ void run_one_block(const Tile& tile, Pass pass) {
   multiply_16<kIsS8>(pass, tile.width, ahead);
 }
 
+// Few rows, several panels: a page of each in turn, which keeps the prefetchers of as many streams
+// busy, and the page after it asked for. The sums go in and out of the tile registers with every
+// page; waiting for memory takes longer.
+template <bool kIsS8>
+void run_streams(const Tile& tile, Pass pass, int64_t blocks) {
+  const int64_t page = int64_t{kChunkGroups} * tile.width * 4;
+  pass.chunks = 1;
+  for (int64_t k = 0; k < tile.k_chunks; ++k) {
+    pass.accumulate = tile.accumulate || k > 0;
+    pass.x = tile.x + k * kXChunk;
+    for (int panel = 0; panel < tile.panels; ++panel) {
+      pass.w = tile.panel + panel * tile.panel_bytes + k * page;
+      pass.c = static_cast<char*>(tile.c) + panel * tile.c_bytes;
+      const char* following = pass.w + page;
+      if (k + 1 == tile.k_chunks) {
+        following = tile.next == nullptr ? nullptr : tile.next + panel * tile.panel_bytes;
+      }
+      Ahead ahead(following, tile.width, blocks * (tile.width / kRegisterColumns));
+      if (blocks == 1) {
+        multiply_16<kIsS8>(pass, tile.width, ahead);
+      } else {
+        multiply_32<kIsS8>(pass, tile.width, false, ahead);
+      }
+    }
+  }
+}
+
 template <bool kIsS8>
 void run(const void*, const Tile& tile) {
   const int64_t blocks = (tile.rows + kRegisterRows - 1) / kRegisterRows;
   Pass pass;
   pass.w_row_bytes = tile.width * 4;
   pass.x_block_bytes = tile.x_block_bytes;
+  if (tile.panels > 1) return run_streams<kIsS8>(tile, pass, blocks);
   if (blocks == 1) return run_one_block<kIsS8>(tile, pass);
 
   Ahead ahead(tile.prefetch, tile.prefetch_lines,
@@ -231,10 +262,12 @@ void run(const void*, const Tile& tile) {
 }  // namespace
 
 extern const TileKernel kernel_s8_amx;
-const TileKernel kernel_s8_amx = {
-    "amx", DType::kS8, Isa::kAmx, kRegisterRows, kTileRows, nullptr, run<true>, begin, end};
+const TileKernel kernel_s8_amx = {"amx",     DType::kS8, Isa::kAmx,        kRegisterRows,
+                                  kTileRows, nullptr,    run<true>,        begin,
+                                  end,       kStreams,   2 * kRegisterRows};
 extern const TileKernel kernel_bf16_amx;
-const TileKernel kernel_bf16_amx = {
-    "amx", DType::kBf16, Isa::kAmx, kRegisterRows, kTileRows, nullptr, run<false>, begin, end};
+const TileKernel kernel_bf16_amx = {"amx",     DType::kBf16, Isa::kAmx,        kRegisterRows,
+                                    kTileRows, nullptr,      run<false>,       begin,
+                                    end,       kStreams,     2 * kRegisterRows};
 
 }  // namespace moeops::grouped_matmul_internal

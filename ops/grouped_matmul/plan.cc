@@ -28,12 +28,12 @@ Plan make_plan(const Problem& problem) {
   const int64_t most_chunks = std::max(l2 / 4 / kPanelChunkBytes, int64_t{1});
   plan.k_block = divide_up(k_chunks, divide_up(k_chunks, most_chunks));
 
-  // Three eighths for the rows; no more of them than there are, and from 8 tiles on the block's way
-  // in is well shared even where they do not fit.
-  const int64_t tile = problem.tile_rows;
-  const int64_t fitting = l2 * 3 / 8 / (plan.k_block * kChunkBytes) / tile;
-  const int64_t present = divide_up(std::max<int64_t>(problem.max_rows, 1), tile);
-  plan.chunk_rows = std::min(std::max<int64_t>(fitting, 64 / tile + 1), present) * tile;
+  // Three eighths for the rows; no more of them than there are, and 64 in any case: so many share a
+  // block's way in well enough even where they do not fit.
+  const int64_t block = problem.row_block;
+  const int64_t fitting = l2 * 3 / 8 / (plan.k_block * kChunkBytes) / block;
+  const int64_t present = divide_up(std::max<int64_t>(problem.max_rows, 1), block);
+  plan.chunk_rows = std::min(std::max(fitting, divide_up(64, block)), present) * block;
   plan.prefetch = true;
 
   // A task reads 128 KiB of weights at least: some 5 us at memory speed, against 50 ns for taking
@@ -41,7 +41,8 @@ Plan make_plan(const Problem& problem) {
   // one: 8 tasks a worker bound that by an eighth.
   const int64_t chunks = std::max(
       {divide_up(problem.groups.rows, plan.chunk_rows), problem.groups.active, int64_t{1}});
-  const int64_t by_size = divide_up((int64_t{128} << 10) / kPanelChunkBytes, k_chunks);
+  const int64_t by_size = std::max<int64_t>(
+      divide_up((int64_t{128} << 10) / kPanelChunkBytes, k_chunks), problem.panels_together);
   const int64_t by_count = chunks * panels / (int64_t{8} * problem.workers);
   plan.task_panels = std::clamp(std::min(by_size, by_count), int64_t{1}, panels);
   return plan;

@@ -16,10 +16,12 @@ struct GroupStatistics {
 struct Problem {
   int64_t max_rows;  // that the groups may come to, whatever the routing
   GroupStatistics groups;
-  int64_t panels;    // of an expert
-  int64_t k_chunks;  // of 64 bytes
-  int tile_rows;     // of the kernel
-  int64_t l2_bytes;  // of the machine, 0 where unknown
+  int64_t panels;       // of an expert
+  int64_t k_chunks;     // of 64 bytes
+  int row_block;        // of the kernel
+  int tile_rows;        // of the kernel
+  int panels_together;  // that the kernel takes at once
+  int64_t l2_bytes;     // of the machine, 0 where unknown
   int workers;
 };
 

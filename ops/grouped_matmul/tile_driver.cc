@@ -29,7 +29,9 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
               .groups = {},
               .panels = panels,
               .k_chunks = weights.k_chunks(),
+              .row_block = kernel_->row_block,
               .tile_rows = kernel_->tile_rows,
+              .panels_together = kernel_->panels,
               .l2_bytes = machine().l2_bytes,
               .workers = workers};
   plan_ = make_plan(problem_);
@@ -38,8 +40,10 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
     return {StatusCode::kOutOfMemory, "there is no memory for rows of K = %" PRId64, weights.k()};
   }
   // With K in one block a tile's sums leave at once; else those of a whole chunk wait.
+  const int64_t tile_rows = std::min<int64_t>(kernel_->tile_rows, plan_.chunk_rows);
   const int64_t c_rows =
-      plan_.k_block >= weights.k_chunks() ? kernel_->tile_rows : plan_.chunk_rows;
+      std::max(plan_.k_block >= weights.k_chunks() ? tile_rows : plan_.chunk_rows,
+               std::min<int64_t>(kernel_->stream_rows, plan_.chunk_rows) * kernel_->panels);
   c_bytes_ = c_rows * kPanelColumns * 4;
   max_groups_ = max_groups;
   max_chunks_ = tell_complete_rows ? max_rows / plan_.chunk_rows + max_groups : 0;
@@ -117,7 +121,7 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
                  .add_128 = weights_->dtype() == DType::kS8 && !feed.is_u8},
                 now.group->first_row + first, rows, kernel_->row_block, weights_->k_chunks(), x);
     }
-    run_task(now, following, worker, x, c, sink);
+    run_task(now, following, x, c, sink);
     if (pending_ != nullptr &&
         pending_[now.group->first_chunk + now.chunk].fetch_sub(1, std::memory_order_acq_rel) == 1) {
       sink.rows_complete(now.group->first_row + first, rows);
@@ -126,8 +130,8 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
   if (kernel_->end != nullptr) kernel_->end();
 }
 
-void TileDriver::run_task(const Task& task, const char* following, int worker, const char* x,
-                          char* c, TileSink& sink) const {
+void TileDriver::run_task(const Task& task, const char* following, const char* x, char* c,
+                          TileSink& sink) const {
   const int64_t k_chunks = weights_->k_chunks();
   const int64_t first = task.chunk * plan_.chunk_rows;
   const int64_t rows = std::min(plan_.chunk_rows, task.group->rows - first);
@@ -136,22 +140,26 @@ void TileDriver::run_task(const Task& task, const char* following, int worker, c
   const int64_t block_bytes = kernel_->row_block * k_chunks * kChunkBytes;
   const bool one_block = plan_.k_block >= k_chunks;
 
-  for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) {
+  int together = 0;
+  for (int64_t panel = task.first_panel; panel < task.end_panel; panel += together) {
     const char* data = weights_->panel(task.group->expert, panel);
     const int width = weights_->panel_width(panel);
+    together = panels_together(rows, panel, task.end_panel);
     // K = 0 still has one block, of no chunks, which leaves sums of 0.
     int64_t k = 0;
     do {
       const int64_t k_end = std::min(k + plan_.k_block, k_chunks);
-      // What is read next: the panel's next block, the next panel, or the next task's first one.
+      // What is read next: the panels' next block, the next panels, or the next task's first ones.
       const char* next = data + k_end * kChunkGroups * width * 4;
       int64_t next_lines = std::min(plan_.k_block, k_chunks - k_end) * width;
       if (k_end == k_chunks) {
-        next =
-            panel + 1 < task.end_panel ? weights_->panel(task.group->expert, panel + 1) : following;
-        next_lines = std::min(plan_.k_block, k_chunks) * kPanelColumns;
+        next = panel + together < task.end_panel
+                   ? weights_->panel(task.group->expert, panel + together)
+                   : following;
+        next_lines = std::min(plan_.k_block, k_chunks) * kPanelColumns * together;
       }
-      if (!plan_.prefetch || next == nullptr) next_lines = 0;
+      // Several panels are streamed, and what comes next is the kernel's care.
+      if (!plan_.prefetch || next == nullptr || together > 1) next_lines = 0;
       for (int64_t t = 0; t < tiles; ++t) {
         Tile tile;
         tile.panel = data + k * kChunkGroups * width * 4;
@@ -164,21 +172,37 @@ void TileDriver::run_task(const Task& task, const char* following, int worker, c
         tile.c = one_block ? c : c + t * tile_rows * kPanelColumns * 4;
         tile.accumulate = k > 0;
         const int64_t first_line = next_lines * t / tiles;
-        tile.prefetch = next + first_line * kLine;
-        tile.prefetch_lines = next_lines * (t + 1) / tiles - first_line;
+        const int64_t end_line = next_lines * (t + 1) / tiles;
+        tile.prefetch = end_line > first_line ? next + first_line * kLine : nullptr;
+        tile.prefetch_lines = end_line - first_line;
+        tile.panels = together;
+        tile.panel_bytes = weights_->panel_bytes();
+        tile.c_bytes =
+            divide_up(tile.rows, kernel_->row_block) * kernel_->row_block * kPanelColumns * 4;
+        tile.next = next;
         if (tile.k_chunks > 0) {
           kernel_->run(code_, tile);
         } else {
-          std::fill_n(static_cast<int32_t*>(tile.c), tile.rows * kPanelColumns, 0);
+          std::fill_n(static_cast<int32_t*>(tile.c), tile.c_bytes / 4 * together, 0);
         }
-        if (k_end == k_chunks) {
+        for (int p = 0; k_end == k_chunks && p < together; ++p) {
           sink.take({task.group->expert, task.group->first_row + first + t * tile_rows, tile.rows,
-                     panel, width, tile.c, worker});
+                     panel + p, width, static_cast<char*>(tile.c) + p * tile.c_bytes});
         }
       }
       k = k_end;
     } while (k < k_chunks);
   }
+}
+
+// Panels of one width, as many as the kernel takes.
+int TileDriver::panels_together(int64_t rows, int64_t panel, int64_t end_panel) const {
+  if (rows > kernel_->stream_rows) return 1;
+  int64_t together = std::min<int64_t>(kernel_->panels, end_panel - panel);
+  const bool last_differs = panel + together == weights_->panels() &&
+                            weights_->panel_width(weights_->panels() - 1) != kPanelColumns;
+  if (last_differs && together > 1) --together;
+  return static_cast<int>(together);
 }
 
 }  // namespace moeops::grouped_matmul_internal

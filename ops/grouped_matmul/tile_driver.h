@@ -32,7 +32,6 @@ struct TileResult {
   int64_t panel;
   int width;  // of the panel, padding included
   void* c;    // [rows][kPanelColumns] f32 or s32; the taker may write to it
-  int worker;
 };
 
 // Where results go. Called by all workers at once, for different tiles.
@@ -82,8 +81,9 @@ class TileDriver {
 
   int64_t worker_bytes() const { return x_bytes_ + c_bytes_; }
   Task locate(int64_t task, int64_t* group) const;
-  void run_task(const Task& task, const char* following, int worker, const char* x, char* c,
+  void run_task(const Task& task, const char* following, const char* x, char* c,
                 TileSink& sink) const;
+  int panels_together(int64_t rows, int64_t panel, int64_t end_panel) const;
 
   const PackedWeights* weights_ = nullptr;
   Problem problem_{};

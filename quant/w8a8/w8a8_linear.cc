@@ -42,7 +42,7 @@ class Sink final : public TileSink {
     kernels_.store(c, tile.rows,
                    static_cast<int>(std::min<int64_t>(weights_.n() - column, tile.width)), 0.0f,
                    args_.y.row<char>(0) + (tile.row * args_.y.row_stride + column) * element,
-                   args_.y.row_stride * element, args_.y.dtype);
+                   args_.y.row_stride * element, args_.y.dtype, false);
   }
 
  private:

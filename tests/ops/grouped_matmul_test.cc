@@ -348,14 +348,21 @@ TEST(GroupedMatmul, PlansAreWholeTilesAndIgnoreTheRouting) {
     for (const int64_t panels : {0, 1, 112}) {
       for (const int64_t k_chunks :
            {int64_t{0}, int64_t{1}, int64_t{64}, int64_t{112}, int64_t{1563}, int64_t{1} << 54}) {
-        for (const int64_t l2 : {0, 1 << 18, 1 << 21}) {
-          for (const int tile_rows : {6, 24, 32}) {
-            grouped_matmul_internal::Problem problem = {rows,      {rows, 1}, panels, k_chunks,
-                                                        tile_rows, l2,        2};
+        for (const int64_t l2 : {int64_t{0}, int64_t{1} << 18, int64_t{1} << 21}) {
+          for (const int row_block : {1, 6, 16}) {
+            grouped_matmul_internal::Problem problem = {.max_rows = rows,
+                                                        .groups = {rows, 1},
+                                                        .panels = panels,
+                                                        .k_chunks = k_chunks,
+                                                        .row_block = row_block,
+                                                        .tile_rows = 4 * row_block,
+                                                        .panels_together = 4,
+                                                        .l2_bytes = l2,
+                                                        .workers = 2};
             const Plan plan = make_plan(problem);
             EXPECT_GT(plan.k_block, 0);
             EXPECT_GT(plan.chunk_rows, 0);
-            EXPECT_EQ(plan.chunk_rows % tile_rows, 0);
+            EXPECT_EQ(plan.chunk_rows % row_block, 0);
             EXPECT_GT(plan.task_panels, 0);
             EXPECT_LE(plan.task_panels, std::max<int64_t>(panels, 1));
             problem.groups = {rows / 2, std::min<int64_t>(rows, 256)};

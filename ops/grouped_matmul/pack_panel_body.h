@@ -15,6 +15,7 @@ namespace {
 constexpr int kColumns = PackedWeights::kPanelColumns;
 constexpr int kChunk = PackedWeights::kChunkBytes;
 constexpr int kStrip = 16;         // columns whose 4-byte groups fill a cache line
+constexpr int kRowsAhead = 24;     // far-apart rows that are asked for ahead of their turn
 constexpr int kStageBytes = 1024;  // of a channel: a strip's 16 KiB stay in L1 beside its source
 
 inline uint32_t bits_of(float x) { return __builtin_bit_cast(uint32_t, x); }
@@ -207,7 +208,14 @@ inline void load_columns(const PanelSource& source, int64_t k, From* line) {
     if (run.count == 0) continue;
     const PanelSource::Matrix& matrix = source.matrices[r];
     const From* from = static_cast<const From*>(matrix.w) + k * matrix.row_stride + run.channel;
-    if (run.step == 1) {
+    if (k + kRowsAhead < source.k) {
+      const char* ahead = reinterpret_cast<const char*>(from + kRowsAhead * matrix.row_stride);
+      const int64_t bytes = run.count * run.step * static_cast<int64_t>(sizeof(From));
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(ahead + at);
+    }
+    if (run.step == 2 && run.count == kColumns / 2) {  // a constant count becomes vectors
+      for (int j = 0; j < kColumns / 2; ++j) line[run.column + j] = from[j * 2];
+    } else if (run.step == 1) {
       __builtin_memcpy(line + run.column, from, static_cast<size_t>(run.count) * sizeof(From));
     } else {
       for (int j = 0; j < run.count; ++j) line[run.column + j] = from[j * 2];

@@ -209,6 +209,12 @@ void SlotSort::merge() {
   slots_ = sum;
 }
 
+int64_t SlotSort::group_from(int64_t expert) const {
+  const int64_t less_begin = expert - choices_.begin;
+  if (experts_ == nullptr) return std::clamp<int64_t>(less_begin, 0, groups_);
+  return std::lower_bound(experts_, experts_ + groups_, less_begin) - experts_;
+}
+
 void SlotSort::place(const Team& team, const SlotPlaces& places) {
   for (int64_t part = team.worker; part < parts_; part += team.size) {
     if (places.capacity > 0) {
@@ -219,7 +225,8 @@ void SlotSort::place(const Team& team, const SlotPlaces& places) {
                    : -1;
       });
     } else {
-      place_part(part, places, [&](int64_t, int64_t place) { return place < places.rows ? place : -1; });
+      place_part(part, places,
+                 [&](int64_t, int64_t place) { return place < places.rows ? place : -1; });
     }
   }
 }
@@ -230,7 +237,7 @@ void SlotSort::place_part(int64_t part, const SlotPlaces& places, RowOf row_of) 
   int32_t* counter = counter_ + part * whole_lines(groups_);
   const auto place_slot = [&](int64_t slot, int64_t group) {
     const int64_t row = group >= 0 && group < groups_ ? row_of(group, counter[group]++) : -1;
-    places.row_of_slot[slot] = static_cast<int32_t>(row);
+    if (places.row_of_slot != nullptr) places.row_of_slot[slot] = static_cast<int32_t>(row);
     if (places.slot_of_row != nullptr && row >= 0) {
       places.slot_of_row[row] = static_cast<int32_t>(slot);
     }
@@ -241,8 +248,7 @@ void SlotSort::place_part(int64_t part, const SlotPlaces& places, RowOf row_of) 
       place_slot(slot, group_of_[slot]);
     }
   } else {
-    for_each_choice(part,
-                    [&](int64_t slot, int64_t id) { place_slot(slot, id - choices_.begin); });
+    for_each_choice(part, [&](int64_t slot, int64_t id) { place_slot(slot, id - choices_.begin); });
   }
 }
 

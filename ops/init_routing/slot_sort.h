@@ -25,7 +25,7 @@ struct SlotPlaces {
   // have the rows from (e - begin) * capacity on, and `rows` is not read.
   int64_t capacity = 0;
   int64_t rows = 0;
-  int32_t* row_of_slot = nullptr;  // [N]; -1: the slot has no row
+  int32_t* row_of_slot = nullptr;  // [N], optional; -1: the slot has no row
   int32_t* slot_of_row = nullptr;  // optional; written where a slot has the row
 };
 
@@ -60,6 +60,8 @@ class SlotSort {
   int64_t expert(int64_t group) const {
     return choices_.begin + (experts_ == nullptr ? group : experts_[group]);
   }
+  // The first group whose expert is at least this one.
+  int64_t group_from(int64_t expert) const;
   int64_t first(int64_t group) const { return first_[group]; }  // in sorted order
   int64_t count(int64_t group) const { return first_[group + 1] - first_[group]; }
 
@@ -97,9 +99,9 @@ class SlotSort {
   int64_t slots_ = 0;
   int64_t bad_slot_ = -1;
 
-  Part* part_ = nullptr;             // [workers]
-  int32_t* first_ = nullptr;         // [groups + 1]
-  int32_t* counter_ = nullptr;       // [parts][groups]: slots counted, then the next one's place
+  Part* part_ = nullptr;              // [workers]
+  int32_t* first_ = nullptr;          // [groups + 1]
+  int32_t* counter_ = nullptr;        // [parts][groups]: slots counted, then the next one's place
   const int32_t* experts_ = nullptr;  // [groups], less begin; null: group g is expert begin + g
   // The rest of wide ranges only.
   int32_t* numbered_ = nullptr;  // [N]: what experts_ points to where they are numbered

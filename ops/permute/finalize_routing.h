@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 
 namespace moeops {
@@ -42,7 +44,8 @@ enum class ExpandedRows {
 //
 // ERRORS  invalid_argument, found before anything is written: a missing or malformed view, sizes
 //   that disagree, a row outside [-1, M), with bias an expert id outside [0, E) of a slot that has
-//   a row, skip2 without skip1, bias without expert_ids, out overlapping an input.
+//   a row, skip2 without skip1, bias without expert_ids, out overlapping an input. out_of_memory:
+//   scratch; nothing is written.
 // EMPTY, NAN  All sizes may be 0. A NaN or infinity in a row of expanded reaches the token of that
 //   row only.
 // ALIASING, ALIGNMENT  out overlaps nothing. Views need their element's alignment.
@@ -62,5 +65,7 @@ struct FinalizeRoutingArgs {
   ExpandedRows rows = ExpandedRows::kFlat;
   TensorView out;
 };
+
+Status finalize_routing(Context& ctx, const FinalizeRoutingArgs& args);
 
 }  // namespace moeops

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 
 namespace moeops {
@@ -27,7 +29,7 @@ namespace moeops {
 //
 // ERRORS  invalid_argument, found before anything is written: a missing or malformed view, sizes
 //   that disagree, a negative expert id, more slots than i32 counts, an output overlapping an input
-//   or another output.
+//   or another output. out_of_memory: scratch; nothing is written.
 // EMPTY, NAN  T, H, K may be 0. Values are copied, whatever they are.
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
 // DETERMINISM  Bit-exact; the sort is stable.
@@ -41,6 +43,8 @@ struct TokenPermuteArgs {
   TensorView permuted;
   TensorView sorted_indices;
 };
+
+Status token_permute(Context& ctx, const TokenPermuteArgs& args);
 
 // token_unpermute: the weighted sum of each token's rows, the way back from token_permute.
 //
@@ -62,7 +66,7 @@ struct TokenPermuteArgs {
 // REGULARITIES  K is 1 to 10: the call reads K rows, scattered, for each that it writes.
 //
 // ERRORS  invalid_argument, found before anything is written: a missing or malformed view, sizes
-//   that disagree, tokens overlapping an input.
+//   that disagree, tokens overlapping an input. out_of_memory: scratch; nothing is written.
 // EMPTY, NAN  All sizes may be 0. A NaN or infinity in a row reaches its token only, and not when
 //   its prob is 0.
 // ALIASING, ALIGNMENT  tokens overlaps nothing. Views need their element's alignment.
@@ -76,6 +80,8 @@ struct TokenUnpermuteArgs {
   ConstTensorView probs;
   TensorView tokens;
 };
+
+Status token_unpermute(Context& ctx, const TokenUnpermuteArgs& args);
 
 // permute_with_map: the tokens of each expert, as a map of who goes where says.
 //
@@ -103,7 +109,7 @@ struct TokenUnpermuteArgs {
 // ERRORS  invalid_argument, found before anything is written: a missing or malformed view, sizes
 //   that disagree, more tokens than i32 counts, one of probs and permuted_probs without the other,
 //   an output overlapping an input or another output; with drop_and_pad a num_out_tokens that is no
-//   multiple of E, or num_out_tokens / E not in [1, T].
+//   multiple of E, or num_out_tokens / E not in [1, T]. out_of_memory: scratch; nothing is written.
 // EMPTY, NAN  T, E, H and M may be 0; with drop_and_pad T = 0 or E = 0 needs num_out_tokens = 0.
 //   Values are copied, whatever they are.
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
@@ -121,6 +127,8 @@ struct PermuteWithMapArgs {
   TensorView sorted_indices;
   TensorView permuted_probs;
 };
+
+Status permute_with_map(Context& ctx, const PermuteWithMapArgs& args);
 
 // unpermute_with_map: the weighted sum of each token's rows, the way back from permute_with_map.
 //
@@ -154,5 +162,7 @@ struct UnpermuteWithMapArgs {
   int64_t num_tokens = 0;
   TensorView tokens;
 };
+
+Status unpermute_with_map(Context& ctx, const UnpermuteWithMapArgs& args);
 
 }  // namespace moeops

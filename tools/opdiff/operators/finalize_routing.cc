@@ -35,7 +35,8 @@ Status run(Call& call) {
   args.out = call.out("out", dtype_like(args.expanded),
                       {call.dim(args.scales.present() ? "scales" : "row_index", 0),
                        call.dim("expanded", args.rows == ExpandedRows::kDropPad ? 2 : 1)});
-  return ref::finalize_routing(args);
+  return call.impl() == Impl::kRef ? ref::finalize_routing(args)
+                                   : finalize_routing(call.context(), args);
 }
 
 // One slot in eight has no row.
@@ -68,6 +69,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator finalize_routing_operator() { return {"finalize_routing", false, run, make}; }
+Operator finalize_routing_operator() { return {"finalize_routing", true, run, make}; }
 
 }  // namespace moeops::tools

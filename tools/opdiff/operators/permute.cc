@@ -22,7 +22,7 @@ Status run_token_permute(Call& call) {
   if (args.num_out_tokens < 0) M = std::max<int64_t>(0, N + args.num_out_tokens);
   args.permuted = call.out("permuted", dtype_like(args.tokens), {M, call.dim("tokens", 1)});
   args.sorted_indices = call.out("sorted_indices", DType::kI32, {N});
-  return ref::token_permute(args);
+  return call.impl() == Impl::kRef ? ref::token_permute(args) : token_permute(call.context(), args);
 }
 
 void make_token_permute(Maker& maker) {
@@ -40,7 +40,8 @@ Status run_token_unpermute(Call& call) {
   args.tokens = call.out(
       "tokens", dtype_like(args.permuted),
       {call.dim(args.probs.present() ? "probs" : "sorted_indices", 0), call.dim("permuted", 1)});
-  return ref::token_unpermute(args);
+  return call.impl() == Impl::kRef ? ref::token_unpermute(args)
+                                   : token_unpermute(call.context(), args);
 }
 
 // M: fewer rows than slots, as after a cutoff.
@@ -74,7 +75,8 @@ Status run_permute_with_map(Call& call) {
   args.permuted = call.out("permuted", dtype_like(args.tokens), {M, call.dim("tokens", 1)});
   args.sorted_indices = call.out("sorted_indices", DType::kI32, {M});
   if (args.probs.present()) args.permuted_probs = call.out("permuted_probs", DType::kF32, {M});
-  return ref::permute_with_map(args);
+  return call.impl() == Impl::kRef ? ref::permute_with_map(args)
+                                   : permute_with_map(call.context(), args);
 }
 
 void make_permute_with_map(Maker& maker) {
@@ -94,7 +96,8 @@ Status run_unpermute_with_map(Call& call) {
   args.num_tokens = call.params().integer("num_tokens", 0);
   args.tokens =
       call.out("tokens", dtype_like(args.permuted), {args.num_tokens, call.dim("permuted", 1)});
-  return ref::unpermute_with_map(args);
+  return call.impl() == Impl::kRef ? ref::unpermute_with_map(args)
+                                   : unpermute_with_map(call.context(), args);
 }
 
 void make_unpermute_with_map(Maker& maker) {
@@ -109,19 +112,19 @@ void make_unpermute_with_map(Maker& maker) {
 }  // namespace
 
 Operator token_permute_operator() {
-  return {"token_permute", false, run_token_permute, make_token_permute};
+  return {"token_permute", true, run_token_permute, make_token_permute};
 }
 
 Operator token_unpermute_operator() {
-  return {"token_unpermute", false, run_token_unpermute, make_token_unpermute};
+  return {"token_unpermute", true, run_token_unpermute, make_token_unpermute};
 }
 
 Operator permute_with_map_operator() {
-  return {"permute_with_map", false, run_permute_with_map, make_permute_with_map};
+  return {"permute_with_map", true, run_permute_with_map, make_permute_with_map};
 }
 
 Operator unpermute_with_map_operator() {
-  return {"unpermute_with_map", false, run_unpermute_with_map, make_unpermute_with_map};
+  return {"unpermute_with_map", true, run_unpermute_with_map, make_unpermute_with_map};
 }
 
 }  // namespace moeops::tools

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 
 #include <optional>
@@ -78,6 +80,7 @@ struct ExpertRange {
 //   expert id outside [0, E) that does not mask, a negative active_rows, fewer rows in expanded_x
 //   than R, an index that would not fit in i32, an output overlapping an input or another output;
 //   with drop_pad a capacity outside [1, max(T, 1)], an expert_range other than [0, E), scatter.
+//   out_of_memory: scratch; nothing is written.
 // EMPTY, NAN  T, K, H, E and the range may be empty. A NaN or infinity in a token reaches the rows
 //   of that token only.
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
@@ -108,5 +111,19 @@ struct InitRoutingArgs {
   TensorView valid_rows;
   TensorView dropped_rows;
 };
+
+Status init_routing(Context& ctx, const InitRoutingArgs& args);
+
+// The rows that a cutoff keeps, for init_routing's active_rows: with sk the integer part of
+// K * topk_scaling_factor, min(T * K, max(T, floor_tokens) * sk). Rows cut off are the last in
+// sorted order; the weights of the others stay as they are. As MindIE's enable_init_routing_cutoff
+// at ep_level 1, whose floor_tokens are 65536. invalid_argument for a negative size, a factor
+// outside (0, 1], an sk of 0, a T * K that overflows; *rows is then unchanged.
+Status cutoff_rows(int64_t T, int64_t K, double topk_scaling_factor, int64_t floor_tokens,
+                   int64_t* rows) noexcept;
+
+// clipped[e] = min(cumsum[e], rows), both [E] i64: the expert_tokens of the rows that are left, for
+// grouped_matmul.
+Status clip_cumsum(const ConstTensorView& cumsum, int64_t rows, const TensorView& clipped) noexcept;
 
 }  // namespace moeops

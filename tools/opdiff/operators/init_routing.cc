@@ -66,7 +66,8 @@ Status run_init_routing(Call& call) {
   args.valid_rows = call.out("valid_rows", DType::kI64, {1});
   args.dropped_rows = call.optional_out("dropped_rows", DType::kI64, {1});
 
-  const Status status = ref::init_routing(args);
+  const Status status =
+      call.impl() == Impl::kRef ? ref::init_routing(args) : init_routing(call.context(), args);
   if (status.ok() && !drop_pad) {
     const int64_t rows = args.valid_rows.row<int64_t>(0)[0];
     call.set_defined_rows("expanded_x", rows);
@@ -112,8 +113,9 @@ Cutoff read_cutoff(Params& params) {
 
 Status run_cutoff_rows(Call& call) {
   const Cutoff cutoff = read_cutoff(call.params());
-  return ref::cutoff_rows(cutoff.T, cutoff.K, cutoff.topk_scaling_factor, cutoff.floor_tokens,
-                          call.out("rows", DType::kI64, {1}).row<int64_t>(0));
+  const auto cutoff_rows = call.impl() == Impl::kRef ? ref::cutoff_rows : moeops::cutoff_rows;
+  return cutoff_rows(cutoff.T, cutoff.K, cutoff.topk_scaling_factor, cutoff.floor_tokens,
+                     call.out("rows", DType::kI64, {1}).row<int64_t>(0));
 }
 
 void make_cutoff_rows(Maker& maker) { read_cutoff(maker.params()); }
@@ -121,11 +123,9 @@ void make_cutoff_rows(Maker& maker) { read_cutoff(maker.params()); }
 }  // namespace
 
 Operator init_routing_operator() {
-  return {"init_routing", false, run_init_routing, make_init_routing};
+  return {"init_routing", true, run_init_routing, make_init_routing};
 }
 
-Operator cutoff_rows_operator() {
-  return {"cutoff_rows", false, run_cutoff_rows, make_cutoff_rows};
-}
+Operator cutoff_rows_operator() { return {"cutoff_rows", true, run_cutoff_rows, make_cutoff_rows}; }
 
 }  // namespace moeops::tools

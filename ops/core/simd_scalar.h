@@ -90,7 +90,7 @@ inline int32_t reduce_max(VecI a) { return a; }
 
 // In two steps: 2^n may lie outside f32. The first is exact.
 inline Vec ldexp(Vec a, Vec n) {
-  const auto exponent = static_cast<int32_t>(n);
+  const int32_t exponent = n == n ? static_cast<int32_t>(n) : 0;  // of a NaN `a`, by exp
   const int32_t half = exponent >> 1;
   const auto power = [](int32_t e) { return std::bit_cast<float>((e + 127) << 23); };
   return a * power(half) * power(exponent - half);

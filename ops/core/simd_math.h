@@ -16,10 +16,11 @@ namespace moeops {
 namespace {
 namespace simd {
 
-inline Vec exp(Vec x) {
-  // Beyond these the result is infinity or zero, and the arithmetic below would not hold. NaN
+// e^x for x in [least, 89], below that e^least. Above 88.72 it is infinity.
+inline Vec exp_from(float least, Vec x) {
+  // Where the arithmetic below would not hold, the result is infinity or too small to matter. NaN
   // passes: min and max give their second operand.
-  x = max(broadcast(-104.0f), min(broadcast(89.0f), x));
+  x = max(broadcast(least), min(broadcast(89.0f), x));
   // x = n ln2 + r, |r| <= ln2 / 2. Adding 1.5 * 2^23 rounds to an integer. ln2 is cut in two so
   // that n times the upper part, and x minus that, are exact.
   const Vec round = broadcast(0x1.8p23f);
@@ -34,15 +35,21 @@ inline Vec exp(Vec x) {
   return ldexp((q * (r * r) + r) + broadcast(1.0f), n);
 }
 
-inline Vec sigmoid(Vec x) { return broadcast(1.0f) / (broadcast(1.0f) + simd::exp(-x)); }
+inline Vec exp(Vec x) { return exp_from(-104.0f, x); }
 
-inline Vec silu(Vec x) { return x / (broadcast(1.0f) + simd::exp(-x)); }
+// 1 + e^x. To a sum with 1, e^-87 is nothing; what lies below would be subnormal, and cost the
+// processor a hundred cycles.
+inline Vec one_plus_exp(Vec x) { return broadcast(1.0f) + exp_from(-87.0f, x); }
+
+inline Vec sigmoid(Vec x) { return broadcast(1.0f) / one_plus_exp(-x); }
+
+inline Vec silu(Vec x) { return x / one_plus_exp(-x); }
 
 // x / 2 * (1 + tanh z), z = sqrt(2 / pi) * (x + 0.044715 x^3). As 1 + tanh z = 2 / (1 + e^-2z), it
 // needs no tanh, and nothing cancels where tanh z comes near -1.
 inline Vec gelu_tanh(Vec x) {
   const Vec cubic = x + broadcast(0.044715f) * (x * x * x);
-  return x / (broadcast(1.0f) + simd::exp(broadcast(-1.5957691216057308f) * cubic));
+  return x / one_plus_exp(broadcast(-1.5957691216057308f) * cubic);
 }
 
 }  // namespace simd

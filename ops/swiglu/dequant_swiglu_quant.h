@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <moeops/ops/core/context.h>
+#include <moeops/ops/core/status.h>
 #include <moeops/ops/core/tensor.h>
 #include <moeops/ops/swiglu.h>
 
@@ -38,7 +40,7 @@ namespace moeops {
 // EMPTY, NAN  M, I or E may be 0. A NaN or infinity in a row's scales, or one that the arithmetic
 //   makes, gives that row q = 0 and scale = NaN.
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
-// DETERMINISM  Each row depends on itself and on its expert alone.
+// DETERMINISM  Each row depends on itself and on its expert alone, and is the same on every ISA.
 // THREAD-SAFETY  One call at a time per context.
 // SEMANTICS  Ascend CANN DequantSwigluQuant. x + bias_i32 wraps.
 struct DequantSwigluQuantArgs {
@@ -52,5 +54,7 @@ struct DequantSwigluQuantArgs {
   TensorView q;
   TensorView scale;
 };
+
+Status dequant_swiglu_quant(Context& ctx, const DequantSwigluQuantArgs& args);
 
 }  // namespace moeops

@@ -10,22 +10,30 @@
 namespace moeops::swiglu_internal {
 namespace {
 
-inline simd::Vec gated(const SwigluParams& params, simd::Vec g, simd::Vec u) {
+// The same with the activation known when it is compiled, for loops of their own.
+template <GatedActivation A>
+inline simd::Vec gated_as(const SwigluParams& params, simd::Vec g, simd::Vec u) {
   using simd::Vec;
+  if constexpr (A == GatedActivation::kSilu) return simd::silu(g) * u;
+  if constexpr (A == GatedActivation::kGeluTanh) return simd::gelu_tanh(g) * u;
+  if constexpr (A == GatedActivation::kSwigluOai) {
+    // min and max give their second operand where one is NaN: it stays.
+    const Vec limit = simd::broadcast(params.limit);
+    const Vec gate = simd::min(limit, g);
+    const Vec up = simd::max(simd::broadcast(-params.limit), simd::min(limit, u));
+    return gate * simd::sigmoid(simd::broadcast(params.alpha) * gate) *
+           (up + simd::broadcast(1.0f));
+  }
+}
+
+inline simd::Vec gated(const SwigluParams& params, simd::Vec g, simd::Vec u) {
   switch (params.activation) {
     case GatedActivation::kSilu:
-      return simd::silu(g) * u;
+      return gated_as<GatedActivation::kSilu>(params, g, u);
     case GatedActivation::kGeluTanh:
-      return simd::gelu_tanh(g) * u;
-    default: {
-      // Comparisons that let NaN through.
-      const Vec limit = simd::broadcast(params.limit);
-      const Vec least = simd::broadcast(-params.limit);
-      const Vec gate = simd::select(g > limit, limit, g);
-      const Vec up = simd::select(u > limit, limit, simd::select(u < least, least, u));
-      return gate * simd::sigmoid(simd::broadcast(params.alpha) * gate) *
-             (up + simd::broadcast(1.0f));
-    }
+      return gated_as<GatedActivation::kGeluTanh>(params, g, u);
+    default:
+      return gated_as<GatedActivation::kSwigluOai>(params, g, u);
   }
 }
 

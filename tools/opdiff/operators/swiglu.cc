@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <moeops/ops/dequant_swiglu_quant.h>
+#include <moeops/ops/swiglu.h>
 #include <moeops/ref/ref.h>
 
 #include "tools/opdiff/operators/swiglu_params.h"
@@ -13,7 +15,8 @@ Status run_swiglu(Call& call) {
   args.swiglu = swiglu_params(call.params());
   args.y = call.out("y", args.x.present() ? args.x.dtype : DType::kF32,
                     {call.dim("x", 0), call.dim("x", 1) / 2});
-  return ref::swiglu(args);
+  if (call.impl() == Impl::kRef) return ref::swiglu(args);
+  return swiglu(call.context(), args);
 }
 
 void make_swiglu(Maker& maker) {
@@ -39,7 +42,8 @@ Status run_dequant_swiglu_quant(Call& call) {
   args.swiglu = swiglu_params(call.params());
   args.q = call.out("q", DType::kS8, {M, call.dim("x", 1) / 2});
   args.scale = call.out("scale", DType::kF32, {M});
-  return ref::dequant_swiglu_quant(args);
+  if (call.impl() == Impl::kRef) return ref::dequant_swiglu_quant(args);
+  return dequant_swiglu_quant(call.context(), args);
 }
 
 void make_dequant_swiglu_quant(Maker& maker) {
@@ -56,10 +60,10 @@ void make_dequant_swiglu_quant(Maker& maker) {
 
 }  // namespace
 
-Operator swiglu_operator() { return {"swiglu", false, run_swiglu, make_swiglu}; }
+Operator swiglu_operator() { return {"swiglu", true, run_swiglu, make_swiglu}; }
 
 Operator dequant_swiglu_quant_operator() {
-  return {"dequant_swiglu_quant", false, run_dequant_swiglu_quant, make_dequant_swiglu_quant};
+  return {"dequant_swiglu_quant", true, run_dequant_swiglu_quant, make_dequant_swiglu_quant};
 }
 
 }  // namespace moeops::tools

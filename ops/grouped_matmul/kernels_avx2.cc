@@ -18,6 +18,7 @@ __m256i broadcast(const char* p) {
 struct Floats {
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
+  static constexpr int64_t kStepChunks = 4;  // 16 KiB
   using Sum = __m256;
   static Sum zero() { return _mm256_setzero_ps(); }
   static Sum load(const char* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
@@ -69,6 +70,7 @@ struct Bf16 : Floats {
 struct S8 {
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
+  static constexpr int64_t kStepChunks = 4;  // 16 KiB
   static constexpr int kRows = 4;
   static constexpr int kTogether = 2;
   static constexpr int kParts = 2;

@@ -21,6 +21,7 @@ struct Halves {
 struct Bf16 : Floats {
   static constexpr int kTogether = 2;
   static constexpr int kParts = 2;
+  static constexpr int64_t kStepChunks = 8;
   using Weights = Halves;
   static Weights weights(const char* p) {
     const __m512i v = read(p);
@@ -44,6 +45,7 @@ struct Bf16 : Floats {
 struct S8 : Ints {
   static constexpr int kTogether = 2;
   static constexpr int kParts = 2;
+  static constexpr int64_t kStepChunks = 8;
   using Weights = Halves;
   static Weights weights(const char* p) {
     const __m512i w = read(p);

@@ -17,6 +17,9 @@ namespace {
 //   Weights                a vector of weights, as dot() wants them; weights(p) reads one
 //   kRows x kVectors       the tile of accumulators that the registers hold
 //   kTogether              vectors of weights that they hold beside it
+//   kStepChunks            chunks of the panel that all rows meet before the next ones: the more,
+//                          the less often accumulators are stored and loaded again; one with
+//                          several strips wants them to stay in L1
 //   kParts                 1: dot() reads a row's 4 bytes as they are; more: it wants them taken
 //                          apart, and expand(from, to) turns 64 bytes into kParts times 64
 //   dot(sum, x, w)         x: where the row's group is; its next part is 64 bytes further
@@ -24,7 +27,7 @@ namespace {
 template <class Dot>
 class VectorKernel {
  public:
-  // Eight blocks use a step of the panel that came into L1 once.
+  // Enough to use often what came from memory once.
   static constexpr int kTileRows = 8 * Dot::kRows;
 
   static void run(const void*, const Tile& tile) {
@@ -38,12 +41,12 @@ class VectorKernel {
       const int64_t left = tile.k_chunks - k;
       strip.chunks = left < kStepChunks ? left : kStepChunks;
       strip.accumulate = tile.accumulate || k > 0;
-      // While a step is multiplied, the one after the next is on its way.
+      // While a step is multiplied, the next one is on its way.
       const int64_t requests = blocks * strips * strip.chunks * (kChunkGroups / kUnroll);
       const int64_t lines = strip.chunks * chunk_bytes / 64;
-      const int64_t ahead_of_end = k + kAheadChunks - tile.k_chunks;
+      const int64_t ahead_of_end = k + kStepChunks - tile.k_chunks;
       Ahead ahead = ahead_of_end < 0
-                        ? Ahead(tile.panel + (k + kAheadChunks) * chunk_bytes, lines, requests)
+                        ? Ahead(tile.panel + (k + kStepChunks) * chunk_bytes, lines, requests)
                         : Ahead::next_panel(tile, ahead_of_end * chunk_bytes, lines, requests);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = block * Dot::kRows;
@@ -67,11 +70,10 @@ class VectorKernel {
   static constexpr int kStripColumns = Dot::kVectors * Dot::kLanes;
   static constexpr int64_t kXChunk = int64_t{Dot::kRows} * kChunkBytes;
   static constexpr int64_t kExpandedChunk = kXChunk * Dot::kParts;
-  // A step is 16 KiB of a panel: half of the smallest L1 there is.
-  static constexpr int64_t kStepChunks = 4;
-  static constexpr int64_t kAheadChunks = 2 * kStepChunks;
-  // Groups between two requests for memory.
-  static constexpr int kUnroll = 2;
+  static constexpr int64_t kStepChunks = Dot::kStepChunks;
+  // Groups between two requests for memory; the loop's own work weighs little beside theirs.
+  // (Where a group is many instructions anyway, GCC would run out of registers over more.)
+  static constexpr int kUnroll = Dot::kParts == 1 ? 4 : 1;
 
   // What one pass over the registers' tile reads and writes.
   struct Strip {
@@ -131,27 +133,36 @@ class VectorKernel {
     Ahead ahead = shared;
     const char* w = strip.w;
     const char* x = strip.x;
+    // A strip of the whole panel knows how far its rows are apart.
+    constexpr bool kWholePanel = kStripColumns == kPanelColumns;
+    const int64_t w_row_bytes = kWholePanel ? Vectors * Dot::kLanes * 4 : strip.w_row_bytes;
     for (int64_t chunk = 0; chunk < strip.chunks; ++chunk, x += kExpandedChunk) {
-      for (int group = 0; group < kChunkGroups; ++group, w += strip.w_row_bytes) {
-        if (group % kUnroll == 0) ahead.request();
+      for (int groups = 0; groups < kChunkGroups; groups += kUnroll) {
+        ahead.request();
+        const char* x_groups = x + groups * 4;
 #pragma GCC unroll 8
-        for (int first = 0; first < Vectors; first += kTogether) {
-          typename Dot::Weights weights[kTogether];
+        for (int group = 0; group < kUnroll; ++group) {
 #pragma GCC unroll 8
-          for (int v = 0; v < kTogether; ++v) {
-            if (first + v < Vectors) weights[v] = Dot::weights(w + (first + v) * Dot::kLanes * 4);
-          }
-#pragma GCC unroll 8
-          for (int r = 0; r < Rows; ++r) {
-            const char* at = x + r * kChunkBytes * Dot::kParts + group * 4;
+          for (int first = 0; first < Vectors; first += kTogether) {
+            const char* from = w + group * w_row_bytes + first * Dot::kLanes * 4;
+            typename Dot::Weights weights[kTogether];
 #pragma GCC unroll 8
             for (int v = 0; v < kTogether; ++v) {
-              if (first + v < Vectors) {
-                sums[r][first + v] = Dot::dot(sums[r][first + v], at, weights[v]);
+              if (first + v < Vectors) weights[v] = Dot::weights(from + v * Dot::kLanes * 4);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) {
+              const char* at = x_groups + r * kChunkBytes * Dot::kParts + group * 4;
+#pragma GCC unroll 8
+              for (int v = 0; v < kTogether; ++v) {
+                if (first + v < Vectors) {
+                  sums[r][first + v] = Dot::dot(sums[r][first + v], at, weights[v]);
+                }
               }
             }
           }
         }
+        w += kUnroll * w_row_bytes;
       }
     }
     shared = ahead;

@@ -25,6 +25,8 @@ struct Tile6x64 {
   static constexpr int kRows = 6;
   static constexpr int kTogether = 4;
   static constexpr int kParts = 1;
+  // 32 KiB: 6 rows can read from L2 what L1 loses of it.
+  static constexpr int64_t kStepChunks = 8;
 };
 
 struct Floats : Tile6x64 {

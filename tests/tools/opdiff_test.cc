@@ -80,12 +80,12 @@ TEST(RunCase, AnExpectedErrorMustComeAndLeaveTheOutputs) {
   }
 }
 
-TEST(RunCase, AnOperatorWithoutOptimisedFormFailsUnderOpt) {
+// What `make` makes by the reference, both implementations pass.
+TEST(RunCase, BothImplementationsPassWhatTheReferenceMakes) {
   const Case c =
       make_case("swiglu", nlohmann::json::object(), {{"M", 2}, {"I", 4}}, DType::kF32, 1);
   EXPECT_TRUE(run(c, Impl::kRef).passed);
-  EXPECT_FALSE(run(c, Impl::kOpt).passed);
-  EXPECT_EQ(run(c, Impl::kOpt).message, "swiglu has no optimised form");
+  EXPECT_TRUE(run(c, Impl::kOpt).passed);
 }
 
 TEST(RunCase, RefusesWhatNobodyAskedFor) {

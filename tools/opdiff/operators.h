@@ -11,7 +11,6 @@ namespace moeops::tools {
 // How opdiff calls an operator: one adapter each, in operators/.
 struct Operator {
   const char* name;
-  bool has_optimised;
   // Binds the case to the operator's arguments and calls the implementation the call asks for.
   Status (*run)(Call& call);
   // Makes the inputs of a random case, and says which outputs need not be exact.

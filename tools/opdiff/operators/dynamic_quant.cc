@@ -39,6 +39,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator dynamic_quant_operator() { return {"dynamic_quant", true, run, make}; }
+Operator dynamic_quant_operator() { return {"dynamic_quant", run, make}; }
 
 }  // namespace moeops::tools

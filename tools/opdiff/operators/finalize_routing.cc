@@ -69,6 +69,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator finalize_routing_operator() { return {"finalize_routing", true, run, make}; }
+Operator finalize_routing_operator() { return {"finalize_routing", run, make}; }
 
 }  // namespace moeops::tools

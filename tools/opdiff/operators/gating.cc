@@ -47,6 +47,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator gating_top_k_operator() { return {"gating_top_k", true, run, make}; }
+Operator gating_top_k_operator() { return {"gating_top_k", run, make}; }
 
 }  // namespace moeops::tools

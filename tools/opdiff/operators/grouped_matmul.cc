@@ -60,6 +60,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator grouped_matmul_operator() { return {"grouped_matmul", true, run, make}; }
+Operator grouped_matmul_operator() { return {"grouped_matmul", run, make}; }
 
 }  // namespace moeops::tools

@@ -53,7 +53,7 @@ void make(Maker& maker) {
 }  // namespace
 
 Operator grouped_matmul_swiglu_quant_operator() {
-  return {"grouped_matmul_swiglu_quant", true, run, make};
+  return {"grouped_matmul_swiglu_quant", run, make};
 }
 
 }  // namespace moeops::tools

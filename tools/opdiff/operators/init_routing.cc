@@ -122,10 +122,8 @@ void make_cutoff_rows(Maker& maker) { read_cutoff(maker.params()); }
 
 }  // namespace
 
-Operator init_routing_operator() {
-  return {"init_routing", true, run_init_routing, make_init_routing};
-}
+Operator init_routing_operator() { return {"init_routing", run_init_routing, make_init_routing}; }
 
-Operator cutoff_rows_operator() { return {"cutoff_rows", true, run_cutoff_rows, make_cutoff_rows}; }
+Operator cutoff_rows_operator() { return {"cutoff_rows", run_cutoff_rows, make_cutoff_rows}; }
 
 }  // namespace moeops::tools

@@ -132,6 +132,6 @@ void make(Maker& maker) {
 
 }  // namespace
 
-Operator moe_layer_operator() { return {"moe_layer", true, run, make}; }
+Operator moe_layer_operator() { return {"moe_layer", run, make}; }
 
 }  // namespace moeops::tools

@@ -112,19 +112,19 @@ void make_unpermute_with_map(Maker& maker) {
 }  // namespace
 
 Operator token_permute_operator() {
-  return {"token_permute", true, run_token_permute, make_token_permute};
+  return {"token_permute", run_token_permute, make_token_permute};
 }
 
 Operator token_unpermute_operator() {
-  return {"token_unpermute", true, run_token_unpermute, make_token_unpermute};
+  return {"token_unpermute", run_token_unpermute, make_token_unpermute};
 }
 
 Operator permute_with_map_operator() {
-  return {"permute_with_map", true, run_permute_with_map, make_permute_with_map};
+  return {"permute_with_map", run_permute_with_map, make_permute_with_map};
 }
 
 Operator unpermute_with_map_operator() {
-  return {"unpermute_with_map", true, run_unpermute_with_map, make_unpermute_with_map};
+  return {"unpermute_with_map", run_unpermute_with_map, make_unpermute_with_map};
 }
 
 }  // namespace moeops::tools

@@ -60,10 +60,10 @@ void make_dequant_swiglu_quant(Maker& maker) {
 
 }  // namespace
 
-Operator swiglu_operator() { return {"swiglu", true, run_swiglu, make_swiglu}; }
+Operator swiglu_operator() { return {"swiglu", run_swiglu, make_swiglu}; }
 
 Operator dequant_swiglu_quant_operator() {
-  return {"dequant_swiglu_quant", true, run_dequant_swiglu_quant, make_dequant_swiglu_quant};
+  return {"dequant_swiglu_quant", run_dequant_swiglu_quant, make_dequant_swiglu_quant};
 }
 
 }  // namespace moeops::tools

@@ -77,10 +77,8 @@ void make_w8a8_linear(Maker& maker) {
 
 }  // namespace
 
-Operator quant_matmul_operator() {
-  return {"quant_matmul", true, run_quant_matmul, make_quant_matmul};
-}
+Operator quant_matmul_operator() { return {"quant_matmul", run_quant_matmul, make_quant_matmul}; }
 
-Operator w8a8_linear_operator() { return {"w8a8_linear", true, run_w8a8_linear, make_w8a8_linear}; }
+Operator w8a8_linear_operator() { return {"w8a8_linear", run_w8a8_linear, make_w8a8_linear}; }
 
 }  // namespace moeops::tools

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <moeops/ref/ref.h>
 
-#include "bench/opbench/not_yet.h"
 #include "bench/opbench/row_bench.h"
 
 namespace moeops::bench {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "bench/opbench/not_yet.h"
 #include "bench/opbench/row_bench.h"
 
 namespace moeops::bench {

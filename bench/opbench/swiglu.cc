@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "bench/opbench/not_yet.h"
 #include "bench/opbench/row_bench.h"
 
 namespace moeops::bench {

@@ -323,11 +323,13 @@ class Checker {
     return test::sum_error(n, x_norm, w_norm) + test::kRoundings * std::fabs(v);
   }
 
-  void check_h(const Stages& got) const {
+  void check_h(const Stages& got) {
     const int64_t I = call_.I();
     const Gate gate = call_.args.swiglu.gate;
+    h_errors_.assign(static_cast<size_t>(call_.N()), 0.0);
     for (int64_t slot = 0; slot < call_.N(); ++slot) {
       const int64_t e = call_.expert(slot);
+      double& h_error = h_errors_[static_cast<size_t>(slot)];
       for (int64_t j = 0; j < I; ++j) {
         if (e < 0) {
           ASSERT_EQ(got.h.get(slot, j), 0.0f) << "h of the masked slot " << slot;
@@ -345,6 +347,7 @@ class Checker {
         const double want = expected_.h.get(slot, j);
         const double error = test::gated_error(call_.args.swiglu, g, u, want) +
                              test::gated_slope_error(g, u, error_of(g_row, g), error_of(u_row, u));
+        h_error = std::max(h_error, error);
         ASSERT_NEAR(got.h.get(slot, j), want, error) << "h at " << slot << ", " << j;
       }
     }
@@ -361,6 +364,9 @@ class Checker {
     ASSERT_NO_FATAL_FAILURE(expect_equal("h_scale", got.h_scale, scale));
     int64_t off = 0;
     for (int64_t i = 0; i < call_.N(); ++i) {
+      // Unless all of the row lies in gelu_tanh's error in the negative tail.
+      const double error = h_errors_[static_cast<size_t>(i)];
+      if (error > 0 && !(2 * error < 0.5 * expected_.h_scale.get(0, i))) continue;
       for (int64_t j = 0; j < call_.I(); ++j) {
         const float difference = got.h_q.get(i, j) - expected_.h_q.get(i, j);
         ASSERT_LE(std::fabs(difference), 1.0f) << "h_q at " << i << ", " << j;
@@ -439,6 +445,7 @@ class Checker {
   Array rows_;     // what the first GEMM of each slot reads
   Array gate_up_;  // what it gives
   std::vector<double> row_norms_, w13_norms_, w2_norms_;
+  std::vector<double> h_errors_;  // the largest that is allowed in each slot's h
   Array shared_ids_, ones_, shared_out_;
   std::unique_ptr<Checker> shared_;
 };
@@ -512,15 +519,8 @@ TEST(MoeLayer, ManyTokens) {
     for (const bool one_expert : {false, true}) {
       if (one_expert && types.x != DType::kF32) continue;
       Draw draw(3);
-      Form form = {.x = types.x,
-                   .w = types.w,
-                   .T = 130,
-                   .H = 130,
-                   .I = 100,
-                   .E = 6,
-                   .K = 2,
-                   .S = 2,
-                   .Is = 40};
+      Form form = {
+          .x = types.x, .w = types.w, .T = 120, .H = 90, .I = 70, .E = 6, .K = 2, .S = 2, .Is = 40};
       Layer layer(draw, form);
       if (one_expert) layer.ids.set_each([] { return 3.0f; });
       Checker checker(layer.call);
@@ -531,7 +531,7 @@ TEST(MoeLayer, ManyTokens) {
         const std::vector<char> bits = layer.out.content();
         for (const int threads : {1, 2, 3, 7}) {
           Context ctx({.threads = threads, .isa = isa});
-          for (int repeat = 0; repeat < 2; ++repeat) ASSERT_EQ(layer.run(ctx), bits);
+          ASSERT_EQ(layer.run(ctx), bits) << "with " << threads << " workers";
         }
       }
     }

@@ -158,6 +158,9 @@ void check(const Problem& p, const Expected& expected) {
     }
     ASSERT_NEAR(p.scale.row<float>(0)[i], scale, h_error / 127 + 2 * test::kRounding * scale)
         << "of row " << i;
+    const double edge = 2 * h_error / scale + 127 * 4 * test::kRounding;
+    // Unless all of the row lies in gelu_tanh's error in the negative tail.
+    if (h_error > 0 && !(edge < 0.5)) continue;
     for (int64_t j = 0; j < p.I; ++j) {
       const int got = p.q.row<int8_t>(i)[j];
       const int want = expected.q.row<int8_t>(i)[j];
@@ -165,7 +168,6 @@ void check(const Problem& p, const Expected& expected) {
       ++off;
       ASSERT_EQ(std::abs(got - want), 1) << "at " << i << ", " << j;
       const double steps = static_cast<double>(expected.h.get(i, j)) / scale;
-      const double edge = 2 * h_error / scale + 127 * 4 * test::kRounding;
       ASSERT_NEAR(std::fabs(steps - std::rint(steps)), 0.5, edge) << "at " << i << ", " << j;
     }
   }
@@ -211,8 +213,9 @@ TEST(GroupedMatmulSwigluQuant, MatchesTheReferenceOnRandomProblems) {
                            .x_gap = draw.of<int64_t>({0, 0, 1, 5}),
                            .q_gap = draw.of<int64_t>({0, 0, 1, 9}),
                            .side = draw.of({Array::Against::kFront, Array::Against::kBack})};
-    Problem problem(draw, rows + draw.of<int64_t>({0, 0, 1, 4}), K, I, E, list, type,
-                    random_swiglu(draw), extras);
+    const int64_t M = rows + draw.of<int64_t>({0, 0, 1, 4});
+    const SwigluParams swiglu = random_swiglu(draw);
+    Problem problem(draw, M, K, I, E, list, type, swiglu, extras);
     const Expected expected(problem);
     const PackedWeights packed = problem.pack();
     std::vector<char> first;

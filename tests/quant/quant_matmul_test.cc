@@ -103,10 +103,11 @@ TEST(QuantMatmul, EqualsTheReferenceOnRandomProblems) {
                            .x_gap = draw.of<int64_t>({0, 0, 1, 5}),
                            .y_gap = draw.of<int64_t>({0, 0, 1, 9}),
                            .side = draw.of({Array::Against::kFront, Array::Against::kBack})};
-    Problem problem(draw, draw.of({DType::kF32, DType::kBf16, DType::kS8, DType::kI32}),
-                    draw.of<int64_t>({0, 1, 2, 7, 33, 60}),
-                    draw.of<int64_t>({0, 1, 3, 63, 64, 65, 200}),
-                    draw.of<int64_t>({0, 1, 31, 33, 64, 130}), extras);
+    const DType y_dtype = draw.of({DType::kF32, DType::kBf16, DType::kS8, DType::kI32});
+    const int64_t M = draw.of<int64_t>({0, 1, 2, 7, 33, 60});
+    const int64_t K = draw.of<int64_t>({0, 1, 3, 63, 64, 65, 200});
+    const int64_t N = draw.of<int64_t>({0, 1, 31, 33, 64, 130});
+    Problem problem(draw, y_dtype, M, K, N, extras);
     const Array expected = problem.y.like();
     std::fill_n(expected.data(), expected.bytes(), char{0x5A});
     QuantMatmulArgs reference = problem.args;

@@ -104,10 +104,12 @@ TEST(W8a8Linear, EqualsTheReferenceOnRandomProblems) {
                            .x_gap = draw.of<int64_t>({0, 0, 1, 5}),
                            .y_gap = draw.of<int64_t>({0, 0, 1, 9}),
                            .side = draw.of({Array::Against::kFront, Array::Against::kBack})};
-    const auto dtype = [&] { return draw.of({DType::kF32, DType::kBf16, DType::kF16}); };
-    Problem problem(draw, dtype(), dtype(), draw.of<int64_t>({0, 1, 2, 7, 33, 60}),
-                    draw.of<int64_t>({0, 1, 3, 63, 64, 65, 200}),
-                    draw.of<int64_t>({0, 1, 31, 33, 64, 130}), extras);
+    const DType x_dtype = draw.of({DType::kF32, DType::kBf16, DType::kF16});
+    const DType y_dtype = draw.of({DType::kF32, DType::kBf16, DType::kF16});
+    const int64_t M = draw.of<int64_t>({0, 1, 2, 7, 33, 60});
+    const int64_t K = draw.of<int64_t>({0, 1, 3, 63, 64, 65, 200});
+    const int64_t N = draw.of<int64_t>({0, 1, 31, 33, 64, 130});
+    Problem problem(draw, x_dtype, y_dtype, M, K, N, extras);
     const Array expected = problem.expected();
     const PackedWeights packed = problem.pack();
     for (const Isa isa : isas()) {

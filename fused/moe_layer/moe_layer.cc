@@ -577,8 +577,8 @@ Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArg
                .K = args.expert_ids.dim(1),
                .E = weights.w13->experts(),
                .workers = 1,
-               .streams_y = outgrows_caches(T * args.expert_ids.dim(1) * args.x.dim(1) *
-                                            int64_t{sizeof(float)})};
+               .streams_y = outgrows_caches(T * args.expert_ids.dim(1),
+                                            args.x.dim(1) * int64_t{sizeof(float)})};
   // Nothing to write: without columns out is empty.
   if (T == 0 || (call.H == 0 && !any_stage(args.stages))) return {};
   const auto team_for_experts = [&](const PackedWeights* w13, const PackedWeights* w2,

@@ -44,8 +44,11 @@ struct EpilogueKernels {
                   char* h, int64_t h_stride, DType h_dtype);
 };
 
-// Whether an output of so many bytes is too large to stay in the caches until it is read.
-inline bool outgrows_caches(int64_t bytes) { return bytes > int64_t{4} * machine().l2_bytes; }
+// Whether an output is too large to stay in the caches until it is read.
+inline bool outgrows_caches(int64_t rows, int64_t row_bytes) {
+  int64_t bytes = 0;
+  return __builtin_mul_overflow(rows, row_bytes, &bytes) || bytes > int64_t{4} * machine().l2_bytes;
+}
 
 // Those of the best ISA that the context allows.
 const EpilogueKernels& epilogue_kernels(const Context& ctx);

@@ -24,7 +24,7 @@ class ToOutput final : public TileSink {
       : weights_(weights),
         args_(args),
         kernels_(kernels),
-        streams_(outgrows_caches(args.y.rows() * args.y.columns() * size_of(args.y.dtype))) {
+        streams_(outgrows_caches(args.y.rows(), args.y.columns() * size_of(args.y.dtype))) {
     if (args.offset.present()) offset_ = args.offset.row<float>(0)[0];
   }
 

@@ -538,6 +538,24 @@ TEST(MoeLayer, ManyTokens) {
   }
 }
 
+// The experts' outputs, of more than 8 MiB, do not fit in the caches.
+TEST(MoeLayer, ManyColumns) {
+  for (const Types& types : {kTypes[0], kTypes[2]}) {
+    Draw draw(4);
+    Form form = {.x = types.x, .w = types.w, .T = 1100, .H = 1031, .I = 2, .E = 3, .K = 2};
+    Layer layer(draw, form);
+    Checker checker(layer.call);
+    std::vector<Isa> rungs = {Isa::kScalar};
+    if (machine().isa > Isa::kScalar) rungs.push_back(machine().isa);
+    for (const Isa isa : rungs) {
+      Context ctx({.threads = 3, .isa = isa});
+      ASSERT_NO_FATAL_FAILURE(checker.check(ctx)) << to_text(form) << " on " << to_string(isa);
+      const std::vector<char> bits = layer.out.content();
+      EXPECT_TRUE(layer.run(ctx) == bits);
+    }
+  }
+}
+
 // The scratch that one token takes at the least, as the operator's refusal says.
 int64_t least_scratch(Context& ctx, Layer& layer) {
   layer.call.args.scratch_limit = 1;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -305,6 +306,44 @@ TEST(GroupedMatmul, LongSumsAndTallGroups) {
       const std::vector<char> first = problem.y.content();
       ASSERT_NO_FATAL_FAILURE(problem.run(three, packed));
       EXPECT_EQ(problem.y.content(), first);
+    }
+  }
+}
+
+// A few rows, whose kernels may take several panels at once, with a K of several blocks and a last
+// panel of another width; and an output that is too large for the caches, whose rows start at every
+// alignment.
+TEST(GroupedMatmul, ManyPanels) {
+  for (const Types& types : kTypes) {
+    SCOPED_TRACE(name_of(types));
+    if (types.y == DType::kF32 && types.x != DType::kF32) continue;  // as into bf16
+    Draw draw(4);
+    const int64_t K = 8320 / size_of(types.x) + 1;  // 131 chunks
+    std::vector<std::unique_ptr<Problem>> problems;
+    problems.push_back(
+        std::make_unique<Problem>(draw, types, 37, K, 266, 4, std::vector<int64_t>{1, 17, 0, 19}));
+    if (types.y == DType::kF32 || types.y == DType::kBf16) {
+      const int64_t rows = (int64_t{8} << 20) / (1031 * size_of(types.y)) + 40;
+      problems.push_back(std::make_unique<Problem>(draw, types, rows, 2, 1031, 2,
+                                                   std::vector<int64_t>{rows - 40, 40},
+                                                   ListType::kCount, Extras{.y_gap = 1}));
+    }
+    for (const auto& problem : problems) {
+      const Expected expected = problem->expected();
+      const PackedWeights packed = problem->pack();
+      std::vector<Isa> rungs = isas();
+      if (problem->K == 2) rungs = {Isa::kScalar, Isa::kAvx2, machine().isa};
+      for (const Isa isa : rungs) {
+        if (isa > machine().isa) continue;
+        SCOPED_TRACE(to_string(isa));
+        Context one({.threads = 1, .isa = isa});
+        Context three({.threads = 3, .isa = isa});
+        ASSERT_NO_FATAL_FAILURE(problem->run(one, packed));
+        ASSERT_NO_FATAL_FAILURE(problem->check(expected));
+        const std::vector<char> first = problem->y.content();
+        ASSERT_NO_FATAL_FAILURE(problem->run(three, packed));
+        EXPECT_TRUE(problem->y.content() == first);
+      }
     }
   }
 }

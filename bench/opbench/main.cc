@@ -141,7 +141,8 @@ Options options_of(const Arguments& args, const Operator& op) {
 
 void print_results(const Options& options, const Operator& op, const std::vector<Result>& results) {
   fmt::print("{}, {}, {}, {} routing, {} {}\n", op.name, options.problem.name, options.dtype,
-             results.front().routing, results.front().weights, op.takes_rows ? "weights" : "data");
+             results.front().routing, results.front().weights,
+             results.front().gops > 0 ? "weights" : "data");
   for (const std::string& name : options.impls) {
     for (const Result& r : results) {
       if (r.impl != name) continue;

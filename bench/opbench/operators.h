@@ -64,5 +64,6 @@ Operator dynamic_quant_operator();
 Operator swiglu_operator();
 Operator dequant_swiglu_quant_operator();
 Operator grouped_matmul_operator();
+Operator moe_layer_operator();
 
 }  // namespace moeops::bench

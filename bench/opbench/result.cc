@@ -78,9 +78,10 @@ std::string table(const std::vector<Result>& results) {
                  "{:<4} {:>6} {:>9} {:>7} {:<9} {:>10} {:>10} {:>6} {:>8} {:>7} {:>9} {:>9}\n",
                  "gemm", "tokens", "rows/exp", "experts", "impl", "median ms", "min ms", "spread",
                  "Gop/s", "GB/s", "roofline", "vs moeops")
-           : fmt::format("{:<12} {:>7} {:>8} {:<9} {:>12} {:>12} {:>6} {:>10} {:>7} {:>9} {:>9}\n",
-                         "variant", "tokens", "rows", "impl", "median us", "min us", "spread",
-                         "Mtoken/s", "GB/s", "roofline", "vs moeops");
+           : fmt::format(
+                 "{:<12} {:>7} {:>8} {:<9} {:>12} {:>12} {:>6} {:>10} {:>8} {:>7} {:>9} {:>9}\n",
+                 "variant", "tokens", "rows", "impl", "median us", "min us", "spread", "Mtoken/s",
+                 "Gop/s", "GB/s", "roofline", "vs moeops");
   for (const Result& r : results) {
     const std::string tokens = r.tokens > 0 ? std::to_string(r.tokens) : "-";
     text += gemm ? fmt::format("{:<4} {:>6} {:>9.1f} {:>7} {:<9} ", r.gemm, tokens,
@@ -94,8 +95,9 @@ std::string table(const std::vector<Result>& results) {
     }
     text += gemm ? fmt::format("{:>10.4f} {:>10.4f} {:>5.1f}% {:>8.1f}", r.median_ms, r.min_ms,
                                100 * r.spread, r.gops)
-                 : fmt::format("{:>12.2f} {:>12.2f} {:>5.1f}% {:>10.4f}", 1e3 * r.median_ms,
-                               1e3 * r.min_ms, 100 * r.spread, 1e-6 * r.tokens_per_s);
+                 : fmt::format("{:>12.2f} {:>12.2f} {:>5.1f}% {:>10.4f} {:>8}", 1e3 * r.median_ms,
+                               1e3 * r.min_ms, 100 * r.spread, 1e-6 * r.tokens_per_s,
+                               r.gops > 0 ? fmt::format("{:.1f}", r.gops) : "-");
     const auto ours = std::find_if(results.begin(), results.end(), [&](const Result& other) {
       return other.impl == "moeops" && other.verified && other.gemm == r.gemm &&
              other.variant == r.variant && other.tokens == r.tokens && other.rows == r.rows &&

@@ -361,6 +361,39 @@ TEST(RunRows, SmallProblem) {
   }
 }
 
+// A whole layer, by every implementation.
+TEST(RunMoeLayer, SmallProblem) {
+  Options options;
+  options.problem = {"small", 96, 64, 8, 2, 0};
+  options.tokens = {1, 40};
+  options.routing.emplace("uniform");
+  options.threads = 2;
+  options.cold = false;
+  options.reps = 1;
+  options.min_seconds = 0;
+  const Operator op = moe_layer_operator();
+  for (const std::string& dtype : op.dtypes) {
+    options.dtype = dtype;
+    options.variants = op.variants;
+    options.impls = op.impls(dtype, machine().isa);
+    const std::vector<Result> results = op.run(options, shared_meter(), [](const std::string&) {});
+    ASSERT_EQ(results.size(), 4 * options.impls.size());
+    for (const Result& r : results) {
+      EXPECT_TRUE(r.verified) << r.repro << ": " << r.wrong;
+      EXPECT_EQ(r.rows, 2 * r.tokens);
+      EXPECT_GT(r.gops, 0);
+      EXPECT_DOUBLE_EQ(r.roofline_fraction, r.roofline_ms / r.median_ms);
+    }
+    EXPECT_EQ(
+        results[0].read_bytes - 96 * size_of(dtype == "f32" ? DType::kF32 : DType::kBf16) - 16,
+        2 * (3 * 64 * 96 *
+                 size_of(dtype == "f32"    ? DType::kF32
+                         : dtype == "bf16" ? DType::kBf16
+                                           : DType::kS8) +
+             (dtype == "w8a8" ? 4 * (2 * 64 + 96) : 0)));
+  }
+}
+
 // y = x + 1, with one mistake.
 class PlusOne final : public RowCase {
  public:

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/opbench/moe_layer_impls.h"
+
+#include <fmt/format.h>
+#include <moeops/ref/ref.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/not_yet.h"
+#include "tools/tensor_file/error.h"
+
+namespace moeops::bench {
+
+namespace {
+
+using tools::Error;
+
+void check(const Status& status) {
+  if (!status.ok()) throw Error(status.message());
+}
+
+// Packs `experts` experts; gate and up together where the weights come before a SwiGLU.
+void pack(const WeightValues& values, int64_t experts, const SwigluParams* swiglu, int threads,
+          PackedWeights* out) {
+  const GemmForm& form = values.form();
+  PackedWeightsForm packed = {.dtype = form.x, .experts = experts, .n = form.n, .k = form.k};
+  if (swiglu != nullptr) {
+    packed.role = WeightRole::kGateUp;
+    packed.gate = swiglu->gate;
+  }
+  check(PackedWeights::create(packed, out));
+  ConstTensorView scales;
+  if (form.has_scales()) scales = {values.scales().data(), {form.n}};
+  std::atomic<bool> failed{false};
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<char> plain(static_cast<size_t>(form.expert_bytes()));
+#pragma omp for schedule(dynamic)
+    for (int64_t e = 0; e < experts; ++e) {
+      values.fill_expert(e, plain.data());
+      const ConstTensorView w{plain.data(), {form.x, {form.n, form.k}}};
+      if (!out->pack_expert(e, w, false, scales).ok()) failed = true;
+    }
+  }
+  if (failed) throw Error("packing the weights failed");
+}
+
+// The call's arguments that do not depend on where the weights are.
+MoeLayerArgs args_of(const LayerValues& values, const LayerCall& call) {
+  const int64_t T = call.tokens;
+  const int64_t H = values.hidden();
+  MoeLayerArgs args;
+  args.x = {call.x, {values.activations(), {T, H}}};
+  args.expert_ids = {call.expert_ids, {T, call.top_k}};
+  args.weights = {call.weights, {T, call.top_k}};
+  args.swiglu = values.swiglu;
+  args.out = {call.out, {values.activations(), {T, H}}};
+  return args;
+}
+
+class Moeops final : public LayerImpl {
+ public:
+  explicit Moeops(std::optional<Isa> isa) : isa_(isa) {}
+  std::string name() const override { return "moeops"; }
+  std::string detail() const override {
+    return fmt::format("moe_layer, {}", to_string(context_->isa()));
+  }
+
+  void load(const LayerValues& values, int64_t experts, int64_t, int threads) override {
+    values_.emplace(values);
+    context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
+    check(context_->status());
+    pack(values.w13, experts, &values.swiglu, threads, &w13_);
+    pack(values.w2, experts, nullptr, threads, &w2_);
+  }
+  void unload() override {
+    w13_ = PackedWeights();
+    w2_ = PackedWeights();
+  }
+  void run(const LayerCall& call) override {
+    MoeLayerWeights weights;
+    weights.w13 = &w13_;
+    weights.w2 = &w2_;
+    check(moe_layer(*context_, weights, args_of(*values_, call)));
+  }
+
+ private:
+  std::optional<Isa> isa_;
+  std::optional<LayerValues> values_;
+  std::unique_ptr<Context> context_;
+  PackedWeights w13_, w2_;
+};
+
+// The steps of a layer as separate calls, its GEMMs by an implementation of grouped_matmul. With
+// moeops, the first one in w8a8 is the fused grouped_matmul_swiglu_quant.
+class Chain final : public LayerImpl {
+ public:
+  Chain(const char* name, const std::string& gemms, std::optional<Isa> isa)
+      : name_(name),
+        fuses_(gemms == "moeops"),
+        isa_(isa),
+        w13_(make_grouped_matmul_impl(gemms, isa)),
+        w2_(make_grouped_matmul_impl(gemms, isa)) {}
+
+  std::string name() const override { return name_; }
+  std::string detail() const override {
+    return fmt::format("operators one after another, GEMMs: {}", w2_->detail());
+  }
+
+  void load(const LayerValues& values, int64_t experts, int64_t slots, int threads) override {
+    values_.emplace(values);
+    context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
+    check(context_->status());
+    if (fused()) {
+      pack(values.w13, experts, &values.swiglu, threads, &packed_w13_);
+    } else {
+      w13_->load(values.w13, experts, threads);
+    }
+    w2_->load(values.w2, experts, threads);
+    const int64_t H = values.hidden();
+    const int64_t I = values.intermediate();
+    const int64_t gemm_bytes = size_of(values.w13.form().x);
+    const int64_t value_bytes = size_of(values.activations());
+    counts_.resize(static_cast<size_t>(experts));
+    row_index_.resize(static_cast<size_t>(slots));
+    x_scale_.resize(static_cast<size_t>(slots));
+    h_scale_.resize(static_cast<size_t>(slots));
+    reserve(slots * H * gemm_bytes, &x_);
+    reserve(slots * 2 * I * value_bytes, &gate_up_);
+    reserve(slots * I * value_bytes, &h_);
+    reserve(slots * I * gemm_bytes, &h_q_);
+    reserve(slots * H * value_bytes, &y_);
+  }
+  void unload() override {
+    packed_w13_ = PackedWeights();
+    if (!fused()) w13_->unload();
+    w2_->unload();
+    for (HugeBuffer* buffer : {&x_, &gate_up_, &h_, &h_q_, &y_}) *buffer = HugeBuffer();
+  }
+
+  void run(const LayerCall& call) override {
+    const int64_t slots = call.tokens * call.top_k;
+    permute(call, slots);
+    if (fused()) {
+      first_gemm_fused(slots);
+    } else {
+      w13_->run({groups_, x_.data(), scale(x_scale_), gate_up_.data(), slots});
+      activate(slots);
+    }
+    w2_->run({groups_, second_input().data(), scale(h_scale_), y_.data(), slots});
+    TokenUnpermuteArgs back;
+    back.permuted = view(y_, values_->activations(), slots, values_->hidden());
+    back.sorted_indices = {row_index_.data(), {slots}};
+    back.probs = {call.weights, {call.tokens, call.top_k}};
+    back.tokens = {call.out, {values_->activations(), {call.tokens, values_->hidden()}}};
+    check(token_unpermute(*context_, back));
+  }
+
+ private:
+  static void reserve(int64_t bytes, HugeBuffer* buffer) {
+    check(HugeBuffer::allocate(bytes, buffer));
+  }
+  static TensorView view(const HugeBuffer& buffer, DType dtype, int64_t rows, int64_t columns) {
+    return {buffer.data(), {dtype, {rows, columns}}};
+  }
+  bool w8a8() const { return values_->w13.form().has_scales(); }
+  bool fused() const { return fuses_ && w8a8(); }
+  const float* scale(const std::vector<float>& scales) const {
+    return w8a8() ? scales.data() : nullptr;
+  }
+  const HugeBuffer& second_input() const { return w8a8() ? h_q_ : h_; }
+
+  void permute(const LayerCall& call, int64_t slots) {
+    InitRoutingArgs args;
+    args.x = {call.x, {values_->activations(), {call.tokens, values_->hidden()}}};
+    args.expert_ids = {call.expert_ids, {call.tokens, call.top_k}};
+    args.expert_count = static_cast<int64_t>(counts_.size());
+    args.counts = ExpertCounts::kCount;
+    args.quant = w8a8() ? RoutingQuant::kDynamic : RoutingQuant::kNone;
+    args.expanded_x = view(x_, values_->w13.form().x, slots, values_->hidden());
+    if (w8a8()) args.expanded_scale = {x_scale_.data(), {slots}};
+    args.row_index = {row_index_.data(), {slots}};
+    args.expert_tokens = {counts_.data(), {args.expert_count}};
+    check(init_routing(*context_, args));
+    groups_.clear();
+    for (size_t e = 0; e < counts_.size(); ++e) {
+      if (counts_[e] > 0) groups_.push_back({static_cast<int64_t>(e), counts_[e]});
+    }
+  }
+
+  void first_gemm_fused(int64_t slots) {
+    GroupedMatmulSwigluQuantArgs args;
+    args.x = view(x_, DType::kS8, slots, values_->hidden());
+    args.group_list = {&groups_.data()->expert, {static_cast<int64_t>(groups_.size()), 2}};
+    args.list_type = ListType::kSparse;
+    args.x_scale = {x_scale_.data(), {slots}};
+    args.swiglu = values_->swiglu;
+    args.q = view(h_q_, DType::kS8, slots, values_->intermediate());
+    args.scale = {h_scale_.data(), {slots}};
+    check(grouped_matmul_swiglu_quant(*context_, packed_w13_, args));
+  }
+
+  void activate(int64_t slots) {
+    const int64_t I = values_->intermediate();
+    SwigluArgs args;
+    args.x = view(gate_up_, values_->activations(), slots, 2 * I);
+    args.swiglu = values_->swiglu;
+    args.y = view(h_, values_->activations(), slots, I);
+    check(swiglu(*context_, args));
+    if (!w8a8()) return;
+    DynamicQuantArgs quant;
+    quant.x = args.y;
+    quant.q = view(h_q_, DType::kS8, slots, I);
+    quant.scale = {h_scale_.data(), {slots}};
+    check(dynamic_quant(*context_, quant));
+  }
+
+  const char* name_;
+  bool fuses_;
+  std::optional<Isa> isa_;
+  std::optional<LayerValues> values_;
+  std::unique_ptr<Context> context_;
+  std::unique_ptr<GroupedMatmulImpl> w13_, w2_;
+  PackedWeights packed_w13_;
+  std::vector<int64_t> counts_;
+  std::vector<int32_t> row_index_;
+  std::vector<float> x_scale_, h_scale_;
+  std::vector<Group> groups_;
+  HugeBuffer x_, gate_up_, h_, h_q_, y_;
+};
+
+// Plain weights of some experts of `all`, for the reference.
+class PlainLayer {
+ public:
+  PlainLayer(const LayerValues& values, const std::vector<int32_t>& experts) {
+    fill(values.w13, experts, &w13_, &w13_scale_, &weights_.w13, &weights_.w13_scale);
+    fill(values.w2, experts, &w2_, &w2_scale_, &weights_.w2, &weights_.w2_scale);
+  }
+  const ref::MoeLayerWeights& weights() const { return weights_; }
+
+ private:
+  static void fill(const WeightValues& values, const std::vector<int32_t>& experts,
+                   HugeBuffer* buffer, std::vector<float>* scales, ConstTensorView* w,
+                   ConstTensorView* w_scale) {
+    const GemmForm& form = values.form();
+    const auto count = static_cast<int64_t>(experts.size());
+    check(HugeBuffer::allocate(count * form.expert_bytes(), buffer));
+    for (int64_t i = 0; i < count; ++i) {
+      values.fill_expert(experts[static_cast<size_t>(i)],
+                         static_cast<char*>(buffer->data()) + i * form.expert_bytes());
+      scales->insert(scales->end(), values.scales().begin(), values.scales().end());
+    }
+    *w = {buffer->data(), {form.x, {count, form.n, form.k}}};
+    if (form.has_scales()) *w_scale = {scales->data(), {count, form.n}};
+  }
+
+  HugeBuffer w13_, w2_;
+  std::vector<float> w13_scale_, w2_scale_;
+  ref::MoeLayerWeights weights_;
+};
+
+class Reference final : public LayerImpl {
+ public:
+  std::string name() const override { return "ref"; }
+  std::string detail() const override { return "naive, one thread"; }
+  void load(const LayerValues& values, int64_t experts, int64_t, int) override {
+    values_.emplace(values);
+    std::vector<int32_t> all;
+    for (int64_t e = 0; e < experts; ++e) all.push_back(static_cast<int32_t>(e));
+    layer_ = std::make_unique<PlainLayer>(values, all);
+  }
+  void unload() override { layer_.reset(); }
+  void run(const LayerCall& call) override {
+    check(ref::moe_layer(layer_->weights(), args_of(*values_, call)));
+  }
+
+ private:
+  std::optional<LayerValues> values_;
+  std::unique_ptr<PlainLayer> layer_;
+};
+
+}  // namespace
+
+std::vector<std::string> layer_impl_names(const std::string& dtype, Isa isa) {
+  std::vector<std::string> names = {"moeops", "chain"};
+  const std::vector<std::string> gemms = grouped_matmul_impl_names(dtype, isa);
+  if (std::find(gemms.begin(), gemms.end(), "onednn") != gemms.end()) names.push_back("onednn");
+  names.push_back("ref");
+  return names;
+}
+
+std::unique_ptr<LayerImpl> make_layer_impl(const std::string& name, std::optional<Isa> isa) {
+  if (name == "moeops") return std::make_unique<Moeops>(isa);
+  if (name == "chain") return std::make_unique<Chain>("chain", "moeops", isa);
+  if (name == "onednn") return std::make_unique<Chain>("onednn", "onednn", isa);
+  if (name == "ref") return std::make_unique<Reference>();
+  throw Error(fmt::format("no implementation {}", name));
+}
+
+std::vector<float> reference_token(const LayerValues& values, const LayerCall& call,
+                                   int64_t token) {
+  const int64_t H = values.hidden();
+  const int32_t* ids = call.expert_ids + token * call.top_k;
+  // The token's experts are all there is: the k-th choice is expert k.
+  const std::vector<int32_t> experts(ids, ids + call.top_k);
+  const PlainLayer layer(values, experts);
+  std::vector<int32_t> renamed;
+  for (int64_t k = 0; k < call.top_k; ++k) renamed.push_back(static_cast<int32_t>(k));
+  const int64_t row_bytes = H * size_of(values.activations());
+  std::vector<char> out(static_cast<size_t>(row_bytes));
+  LayerCall alone = {1,
+                     call.top_k,
+                     static_cast<const char*>(call.x) + token * row_bytes,
+                     renamed.data(),
+                     call.weights + token * call.top_k,
+                     out.data()};
+  check(ref::moe_layer(layer.weights(), args_of(values, alone)));
+  std::vector<float> row;
+  for (int64_t j = 0; j < H; ++j) row.push_back(load_value(values.activations(), out.data(), j));
+  return row;
+}
+
+}  // namespace moeops::bench

@@ -65,15 +65,16 @@ struct MoeLayerStages {
 //   dtypes that disagree, an odd number of rows in w13 or shared_w13, an id outside [0, E) that
 //   allow_masked does not name, weight_on_input with K other than 1, one of shared_w13 and
 //   shared_w2 without the other, scales that are missing in s8 or given elsewhere, H, I or Is above
-//   65536 in s8, T * K or T * S above 2^31 - 1, a stage that the weights do not have, a limit that is
-//   negative or NaN with swiglu_oai, a scratch_limit that is negative or below what one token takes,
-//   an output overlapping an input or another output.
+//   65536 in s8, T * K or T * S above 2^31 - 1, a stage that the weights do not have, a limit that
+//   is negative or NaN with swiglu_oai, a scratch_limit that is negative or below what one token
+//   takes, an output overlapping an input or another output.
 // EMPTY, NAN  Any size may be 0: without slots or shared experts out is 0. A NaN or infinity in a
 //   token's x or weights reaches that token's out only. Weights of 0 do multiply.
 // ALIASING, ALIGNMENT  Outputs overlap nothing. Views need their element's alignment.
 // DETERMINISM  A token's result depends neither on the number of workers nor on the other tokens.
 // THREAD-SAFETY  One call at a time per context; weights are only read.
-// MEMORY  Scratch is in the context and grows with T * K, never with T * E: a slot takes 4 * I bytes
+// MEMORY  Scratch is in the context and grows with T * K, never with T * E: a slot takes 4 * I
+// bytes
 //   for h (2 * I in bf16), in s8 I more for h_q, and 4 * H for y; so does a token for each shared
 //   expert; a token in s8 takes H for x_q. scratch_limit cuts the call into runs of tokens that
 //   take no more than so many bytes each; the result is the same, bit for bit, but every run reads

@@ -77,6 +77,17 @@ class GuardedMatrix {
            std::memcmp(buffer_.as<char>(), other.buffer_.as<char>(), buffer_.bytes()) == 0;
   }
 
+  // What lies between the rows is as it was made.
+  bool gaps_untouched() const {
+    for (int64_t i = 0; i + 1 < rows_ && columns_ > 0; ++i) {
+      const char* from = row_bytes(i) + columns_ * size_of(dtype_);
+      for (const char* p = from; p < row_bytes(i + 1); ++p) {
+        if (*p != 0x5A) return false;
+      }
+    }
+    return true;
+  }
+
   void set(int64_t i, int64_t j, float value) const {
     if (dtype_ == DType::kF32) row<float>(i)[j] = value;
     if (dtype_ == DType::kBf16) row<bf16>(i)[j] = to_bf16(value);
@@ -89,6 +100,10 @@ class GuardedMatrix {
   }
 
  private:
+  const char* row_bytes(int64_t i) const {
+    return buffer_.as<char>() + i * stride_ * size_of(dtype_);
+  }
+
   DType dtype_;
   int64_t rows_;
   int64_t columns_;

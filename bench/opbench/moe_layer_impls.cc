@@ -8,7 +8,6 @@
 #include <atomic>
 
 #include "bench/opbench/grouped_matmul_impls.h"
-#include "bench/opbench/not_yet.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {

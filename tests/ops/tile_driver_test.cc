@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/grouped_matmul/tile_driver.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "tests/support/draw.h"
+#include "tests/support/guarded_buffer.h"
+#include "tests/support/seed.h"
+
+namespace moeops {
+namespace {
+
+using namespace grouped_matmul_internal;  // NOLINT(google-build-using-namespace)
+using test::Draw;
+using test::GuardedBuffer;
+
+// Counts how often each panel of each row comes.
+class Counter final : public TileSink {
+ public:
+  Counter(int64_t rows, int64_t panels)
+      : panels_(panels),
+        taken_(static_cast<size_t>(rows * panels)),
+        completed_(static_cast<size_t>(rows)) {}
+
+  void take(const TileResult& tile) override {
+    for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) {
+      ++taken_[static_cast<size_t>(row * panels_ + tile.panel)];
+    }
+    // The taker may write to all of it.
+    std::memset(tile.c, 0xEE, static_cast<size_t>(tile.rows) * kPanelColumns * 4);
+  }
+  void rows_complete(int64_t row, int64_t rows) override {
+    for (int64_t i = row; i < row + rows; ++i) {
+      ++completed_[static_cast<size_t>(i)];
+      for (int64_t p = 0; p < panels_; ++p) {
+        EXPECT_EQ(taken_[static_cast<size_t>(i * panels_ + p)], 1) << "row " << i;
+      }
+    }
+  }
+  void expect_all(int64_t covered, bool told) const {
+    for (size_t i = 0; i < completed_.size(); ++i) {
+      const int once = static_cast<int64_t>(i) < covered ? 1 : 0;
+      EXPECT_EQ(completed_[i], told ? once : 0) << "row " << i;
+      for (size_t p = 0; p < static_cast<size_t>(panels_); ++p) {
+        EXPECT_EQ(taken_[i * static_cast<size_t>(panels_) + p], once) << "row " << i;
+      }
+    }
+  }
+
+ private:
+  int64_t panels_;
+  std::vector<int> taken_, completed_;
+};
+
+// One worker of a team that others did not come to does all the work, in its own part of the
+// scratch, of which not a byte too few was asked for.
+TEST(TileDriver, EveryTileComesOnceAndTheScratchSuffices) {
+  for (uint64_t round = 0; round < 100; ++round) {
+    const uint64_t seed = test::seed_of(round);
+    Draw draw(seed);
+    const DType dtype = draw.of({DType::kF32, DType::kBf16, DType::kS8});
+    const int64_t E = draw.between(1, 5);
+    const int64_t N = draw.of<int64_t>({0, 1, 33, 64, 100, 250, 330});
+    const int64_t chunk = 64 / size_of(dtype);
+    const int64_t K = draw.of<int64_t>({0, 1, chunk, 3 * chunk + 1, 9 * chunk, 280 * chunk});
+    std::vector<int64_t> groups;
+    int64_t rows = 0;
+    for (int64_t g = draw.between(0, 6); g > 0; --g) {
+      groups.push_back(draw.of<int64_t>({1, 2, 6, 7, 15, 17, 33, 64, 100, 150}));
+      rows += groups.back();
+    }
+    const int64_t max_rows = rows + draw.of<int64_t>({0, 0, 1, 50});
+    const auto max_groups = static_cast<int64_t>(groups.size()) + draw.of<int64_t>({0, 0, 3});
+    const bool tell = draw.flag();
+    const int workers = static_cast<int>(draw.between(1, 3));
+    SCOPED_TRACE(test::replay_hint(seed) + ": " + to_string(dtype) + " N " + std::to_string(N) +
+                 " K " + std::to_string(K) + " rows " + std::to_string(rows));
+
+    PackedWeights weights;
+    ASSERT_TRUE(
+        PackedWeights::create({.dtype = dtype, .experts = E, .n = N, .k = K}, &weights).ok());
+    const std::vector<char> x(static_cast<size_t>(std::max<int64_t>(rows * K * size_of(dtype), 1)));
+    for (const Isa isa : test::isas()) {
+      SCOPED_TRACE(to_string(isa));
+      Context ctx({.isa = isa});
+      TileDriver driver, of_one;
+      ASSERT_TRUE(driver.prepare(ctx, weights, max_rows, max_groups, workers, tell).ok());
+      ASSERT_TRUE(of_one.prepare(ctx, weights, max_rows, max_groups, 1, tell).ok());
+      const int64_t others = driver.scratch_bytes() - of_one.scratch_bytes();
+      const int64_t own = workers > 1 ? others / (workers - 1) : 0;
+      const GuardedBuffer scratch(static_cast<size_t>(driver.scratch_bytes()),
+                                  GuardedBuffer::Against::kBack);
+      if (scratch.bytes() > 0) std::memset(scratch.as<char>(), 0xA5, scratch.bytes());
+      driver.start(scratch.as<char>(), {rows, static_cast<int64_t>(groups.size())});
+      int64_t row = 0;
+      for (const int64_t count : groups) {
+        driver.add_group(draw.between(0, E - 1), row, count);
+        row += count;
+      }
+      Counter counter(max_rows, weights.panels());
+      driver.work(0, {.data = x.data(), .stride = K * size_of(dtype)}, counter);
+      counter.expect_all(rows, tell);
+      for (int64_t i = own; i < own * workers; ++i) {
+        ASSERT_EQ(scratch.as<unsigned char>()[i], 0xA5) << "another worker's scratch";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moeops

@@ -2,6 +2,12 @@
 #include "bench/opbench/moe_layer_impls.h"
 
 #include <fmt/format.h>
+#include <moeops/fused/moe_layer.h>
+#include <moeops/ops/grouped_matmul_swiglu_quant.h>
+#include <moeops/ops/init_routing.h>
+#include <moeops/ops/swiglu.h>
+#include <moeops/ops/token_permute.h>
+#include <moeops/quant/dynamic_quant.h>
 #include <moeops/ref/ref.h>
 
 #include <algorithm>

@@ -11,6 +11,7 @@ constexpr int64_t kFewTokens = 8;
 constexpr int64_t kFewBytes = int64_t{256} << 10;
 
 std::atomic<bool> split_all{false};
+std::atomic<bool> stream_all{false};
 
 }  // namespace
 
@@ -25,5 +26,11 @@ int team_for_rows(const Context& ctx, int64_t rows, int64_t weight_bytes) {
 }
 
 void split_small_calls(bool split) { split_all.store(split, std::memory_order_relaxed); }
+
+bool streams(int64_t bytes) {
+  return bytes >= (int64_t{16} << 20) || stream_all.load(std::memory_order_relaxed);
+}
+
+void stream_small_outputs(bool stream) { stream_all.store(stream, std::memory_order_relaxed); }
 
 }  // namespace moeops

@@ -64,4 +64,11 @@ int team_for_rows(const Context& ctx, int64_t rows, int64_t weight_bytes);
 // Lets both use every worker however small the call: for tests of the parallel paths.
 void split_small_calls(bool split);
 
+// Whether an output of this size is better written past the caches: from 16 MiB on, where writing
+// through them begins to be slower. What is smaller the next operator may still find there.
+bool streams(int64_t bytes);
+
+// Lets streams() say yes to every size: for tests of those paths.
+void stream_small_outputs(bool stream);
+
 }  // namespace moeops

@@ -72,11 +72,4 @@ extern const int kRowKernelsCount;
 // The best that the ISA allows.
 const RowKernels& row_kernels(Isa isa);
 
-// Whether an output of this size is better written past the caches: from 16 MiB on, where writing
-// through them begins to be slower. What is smaller the next operator may still find there.
-bool streams(int64_t bytes);
-
-// Lets streams() say yes to every size: for tests of those paths.
-void stream_small_outputs(bool stream);
-
 }  // namespace moeops::routing_internal

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <moeops/ops/swiglu.h>
 
-#include <algorithm>
-
 #include "ops/core/arg_check.h"
 #include "ops/core/team.h"
 #include "ops/swiglu/check_swiglu.h"
@@ -26,10 +24,9 @@ Status swiglu(Context& ctx, const SwigluArgs& args) {
   const int64_t bytes = M.value * 3 * I.value * element;
   const RowKernels& kernels = row_kernels(ctx.isa());
   const SwigluRow row = kernels.of(args.x.dtype);
-  const int workers = team_for(ctx, M.value, bytes);
-  // What its reader could not find in the workers' own caches need not go through them.
-  const bool stream = bytes > workers * std::max(machine().l2_bytes, int64_t{1} << 20);
-  run_team(workers, [&](const Team& team) {
+  // By all that it moves: when that comes from memory, fetching it ahead pays as well.
+  const bool stream = streams(bytes);
+  run_team(team_for(ctx, M.value, bytes), [&](const Team& team) {
     const int64_t end = M.value * (team.worker + 1) / team.size;
     for (int64_t i = M.value * team.worker / team.size; i < end; ++i) {
       const char* x = args.x.row<char>(i * element);

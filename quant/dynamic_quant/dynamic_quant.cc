@@ -93,10 +93,9 @@ Status dynamic_quant(Context& ctx, const DynamicQuantArgs& args) {
   const int64_t M = args.x.dim(0);
   const int64_t bytes = M * args.x.dim(1) * (size_of(args.x.dtype) + 1);
   const RowKernels& kernels = row_kernels(ctx.isa());
-  const int workers = team_for(ctx, M, bytes);
-  // What its reader could not find in the workers' own caches need not go through them.
-  const bool stream = bytes > workers * std::max(machine().l2_bytes, int64_t{1} << 20);
-  run_team(workers, [&](const Team& team) {
+  // By all that it moves: when that comes from memory, fetching it ahead pays as well.
+  const bool stream = streams(bytes);
+  run_team(team_for(ctx, M, bytes), [&](const Team& team) {
     quantise_rows(args, kernels, M * team.worker / team.size, M * (team.worker + 1) / team.size,
                   stream);
   });

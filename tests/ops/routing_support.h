@@ -41,11 +41,11 @@ inline std::vector<Isa> routing_isas() {
 struct LargeCallPaths {
   explicit LargeCallPaths(bool split = true, bool stream = true) {
     split_small_calls(split);
-    routing_internal::stream_small_outputs(stream);
+    stream_small_outputs(stream);
   }
   ~LargeCallPaths() {
     split_small_calls(false);
-    routing_internal::stream_small_outputs(false);
+    stream_small_outputs(false);
   }
 };
 

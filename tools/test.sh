@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/common.sh
 build
-ctest --test-dir build --output-on-failure "$@"
+ctest --test-dir build --output-on-failure --parallel "$(nproc)" "$@"

@@ -103,7 +103,7 @@ TopTwo make_keys(const float* n, const float* bias, int64_t size, int32_t* keys)
   VecI second = best;
   const auto take = [&](Vec b, int64_t i, int64_t lanes) {
     VecI key = keys_of(b);
-    if (lanes < kWidth) key = lesser(key, first_lanes<INT32_MAX, kNoKey>(lanes));
+    if (kWidth > 1 && lanes < kWidth) key = lesser(key, first_lanes<INT32_MAX, kNoKey>(lanes));
     store(keys + i, key);
     if (kTop > 1) second = simd::max(second, lesser(best, key));
     if (kTop > 0) best = simd::max(best, key);

@@ -5,10 +5,10 @@
 // so that every ISA gives the same bits. Worst errors over all f32, in units in the last place of
 // the exact result (tests/core/simd_test.cc computes them):
 //
-//   exp        0.95, gradual underflow included; infinity from 88.722839 on
-//   sigmoid    2.2 down to x = -88.72, where e^-x overflows and the result becomes 0
-//   silu       2.2 likewise
-//   gelu_tanh  2.2 for x > 0; for x < 0, 2^-22 of |x|
+//   exp        1.0, gradual underflow included; infinity from 88.722839 on
+//   sigmoid    2.5 down to x = -88.72, where e^-x overflows and the result becomes 0
+//   silu       2.5 likewise
+//   gelu_tanh  2.0 for x > 0; for x < 0, 2^-23 of |x|
 //
 // A NaN stays NaN, and -infinity gives what the formula gives: NaN for silu and gelu_tanh.
 

@@ -122,16 +122,9 @@ class OutputSink final : public TileSink {
     const int columns = static_cast<int>(std::min<int64_t>(call_.H - first, tile.width));
     auto* c = static_cast<float*>(tile.c);
 
-    alignas(64) float bias[kPanelColumns];
-    ColumnConstants constants;
-    if (experts_.b2.present()) {
-      gather_channels(w, tile.panel, experts_.b2.row<float>(tile.expert), bias);
-      constants.bias = bias;
-    }
-    if (w.dtype() == DType::kS8) {
-      constants.sums = w.column_sums(tile.expert, tile.panel);
-      constants.scale = w.scales(tile.expert, tile.panel);
-    }
+    alignas(64) int32_t room[kPanelColumns];
+    const ColumnConstants constants =
+        column_constants(w, tile.expert, tile.panel, experts_.b2, room);
     if (constants.sums != nullptr || constants.bias != nullptr) {
       call_.epilogue.to_values(c, tile.rows, tile.width, constants,
                                constants.sums != nullptr ? experts_.h_scale + tile.row : nullptr);

@@ -19,13 +19,27 @@ const EpilogueKernels& epilogue_kernels(const Context& ctx) {
   return epilogue_scalar;
 }
 
-void gather_channels(const PackedWeights& weights, int64_t panel, const void* row, void* to) {
-  const auto* from = static_cast<const int32_t*>(row);
-  auto* columns = static_cast<int32_t*>(to);
-  std::memset(columns, 0, kPanelColumns * sizeof(int32_t));
-  for (const PackedWeights::ChannelRun& run : weights.channels(panel)) {
-    for (int j = 0; j < run.count; ++j) columns[run.column + j] = from[run.channel + j * run.step];
+ColumnConstants column_constants(const PackedWeights& weights, int64_t expert, int64_t panel,
+                                 const ConstTensorView& bias, int32_t* room) {
+  ColumnConstants constants;
+  if (bias.present()) {
+    // The bias ends with N, but vectors go on to the panel's width.
+    std::memset(room, 0, kPanelColumns * sizeof(int32_t));
+    const auto* from = bias.row<int32_t>(expert);
+    for (const PackedWeights::ChannelRun& run : weights.channels(panel)) {
+      for (int j = 0; j < run.count; ++j) room[run.column + j] = from[run.channel + j * run.step];
+    }
+    if (bias.dtype == DType::kI32) {
+      constants.bias_i32 = room;
+    } else {
+      constants.bias = reinterpret_cast<const float*>(room);
+    }
   }
+  if (weights.dtype() == DType::kS8) {
+    constants.sums = weights.column_sums(expert, panel);
+    if (weights.has_scales()) constants.scale = weights.scales(expert, panel);
+  }
+  return constants;
 }
 
 }  // namespace moeops::grouped_matmul_internal

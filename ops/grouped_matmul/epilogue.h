@@ -53,8 +53,10 @@ inline bool outgrows_caches(int64_t rows, int64_t row_bytes) {
 // Those of the best ISA that the context allows.
 const EpilogueKernels& epilogue_kernels(const Context& ctx);
 
-// to[kPanelColumns]: the values of row[N], in the source's order of channels, that belong to a
-// panel's columns, in its order; 0 for padding. 4-byte values.
-void gather_channels(const PackedWeights& weights, int64_t panel, const void* row, void* to);
+// The constants of an expert's panel: what the pack has, and its part of bias [E, N], f32 or i32,
+// or absent. `room`, kPanelColumns of 4 bytes on a line of its own, takes the bias in the panel's
+// order of channels; it must outlive the result.
+ColumnConstants column_constants(const PackedWeights& weights, int64_t expert, int64_t panel,
+                                 const ConstTensorView& bias, int32_t* room);
 
 }  // namespace moeops::grouped_matmul_internal

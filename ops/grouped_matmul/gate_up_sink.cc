@@ -13,20 +13,9 @@ GateUpSink::GateUpSink(Context& ctx, const GateUp& gate_up)
 void GateUpSink::take(const TileResult& tile) {
   const PackedWeights& weights = gate_up_.weights;
   auto* c = static_cast<float*>(tile.c);
-  alignas(64) int32_t bias[kPanelColumns];
-  ColumnConstants constants;
-  if (gate_up_.bias.present()) {
-    gather_channels(weights, tile.panel, gate_up_.bias.row<int32_t>(tile.expert), bias);
-    if (gate_up_.bias.dtype == DType::kI32) {
-      constants.bias_i32 = bias;
-    } else {
-      constants.bias = reinterpret_cast<const float*>(bias);
-    }
-  }
-  if (weights.dtype() == DType::kS8) {
-    constants.sums = weights.column_sums(tile.expert, tile.panel);
-    constants.scale = weights.scales(tile.expert, tile.panel);
-  }
+  alignas(64) int32_t room[kPanelColumns];
+  const ColumnConstants constants =
+      column_constants(weights, tile.expert, tile.panel, gate_up_.bias, room);
   if (gate_up_.x_scale != nullptr && gate_up_.x_scale_index != nullptr) {
     constexpr int kTogether = 32;
     float scales[kTogether];

@@ -35,22 +35,9 @@ class ToOutput final : public TileSink {
         args_.y.row<char>(0) + (tile.row * args_.y.row_stride + column) * size_of(args_.y.dtype);
     const int64_t y_stride = args_.y.row_stride * size_of(args_.y.dtype);
 
-    // The bias ends with N, but vectors go on to the panel's width.
-    alignas(64) int32_t bias[kPanelColumns];
-    ColumnConstants constants;
-    if (args_.bias.present()) {
-      gather_channels(weights_, tile.panel, args_.bias.row<int32_t>(tile.expert), bias);
-      if (args_.bias.dtype == DType::kI32) {
-        constants.bias_i32 = bias;
-      } else {
-        constants.bias = reinterpret_cast<const float*>(bias);
-      }
-    }
-    if (weights_.dtype() == DType::kS8) {
-      constants.sums = weights_.column_sums(tile.expert, tile.panel);
-      if (weights_.has_scales()) constants.scale = weights_.scales(tile.expert, tile.panel);
-    }
-
+    alignas(64) int32_t room[kPanelColumns];
+    const ColumnConstants constants =
+        column_constants(weights_, tile.expert, tile.panel, args_.bias, room);
     if (args_.y.dtype == DType::kI32) {
       auto* c = static_cast<int32_t*>(tile.c);
       kernels_.to_exact(c, tile.rows, tile.width, constants);

@@ -34,7 +34,6 @@ Plan make_plan(const Problem& problem) {
   const int64_t fitting = l2 * 3 / 8 / (plan.k_block * kChunkBytes) / block;
   const int64_t present = divide_up(std::max<int64_t>(problem.max_rows, 1), block);
   plan.chunk_rows = std::min(std::max(fitting, divide_up(64, block)), present) * block;
-  plan.prefetch = true;
 
   // A task reads 128 KiB of weights at least: some 5 us at memory speed, against 50 ns for taking
   // the next task from the common counter; but not so many that workers would wait for the last
@@ -53,10 +52,10 @@ std::string describe(const Problem& problem, const Plan& plan) {
   std::snprintf(text, sizeof(text),
                 "%" PRId64 " rows in %" PRId64 " groups, %" PRId64 " panels of %" PRId64
                 " chunks: %" PRId64 " rows at a time in tiles of %d x %d, K in blocks of %" PRId64
-                " chunks%s; tasks of %" PRId64 " panel%s, dealt to %d worker%s",
+                " chunks, the next one prefetched; tasks of %" PRId64
+                " panel%s, dealt to %d worker%s",
                 problem.groups.rows, problem.groups.active, problem.panels, problem.k_chunks,
-                plan.chunk_rows, problem.tile_rows, kPanelColumns, plan.k_block,
-                plan.prefetch ? ", the next one prefetched" : "", plan.task_panels,
+                plan.chunk_rows, problem.tile_rows, kPanelColumns, plan.k_block, plan.task_panels,
                 plan.task_panels == 1 ? "" : "s", problem.workers, problem.workers == 1 ? "" : "s");
   return text;
 }

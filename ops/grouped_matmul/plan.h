@@ -32,7 +32,6 @@ struct Plan {
   // Both, and so the scratch that they take, do not depend on the routing.
   int64_t chunk_rows;
   int64_t k_block;
-  bool prefetch;
   // A task, what a worker takes at a time: chunk_rows rows of a group with task_panels panels.
   int64_t task_panels;
 };

@@ -104,7 +104,7 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
     // The next task is taken already, so that its first panel can be asked for.
     task = next_task_.fetch_add(1, std::memory_order_relaxed);
     const char* following = nullptr;
-    if (plan_.prefetch && task < tasks_) {
+    if (task < tasks_) {
       int64_t next_group = group;
       const Task next = locate(task, &next_group);
       following = weights_->panel(next.group->expert, next.first_panel);
@@ -159,7 +159,7 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
         next_lines = std::min(plan_.k_block, k_chunks) * kPanelColumns * together;
       }
       // Several panels are streamed, and what comes next is the kernel's care.
-      if (!plan_.prefetch || next == nullptr || together > 1) next_lines = 0;
+      if (next == nullptr || together > 1) next_lines = 0;
       for (int64_t t = 0; t < tiles; ++t) {
         Tile tile;
         tile.panel = data + k * kChunkGroups * width * 4;

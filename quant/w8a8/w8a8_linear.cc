@@ -26,17 +26,9 @@ class Sink final : public TileSink {
   void take(const TileResult& tile) override {
     const int64_t column = tile.panel * kPanelColumns;
     auto* c = static_cast<float*>(tile.c);
-    alignas(64) int32_t bias[kPanelColumns];
-    ColumnConstants constants = {.sums = weights_.column_sums(0, tile.panel),
-                                 .scale = weights_.scales(0, tile.panel)};
-    if (args_.bias.present()) {
-      gather_channels(weights_, tile.panel, args_.bias.data, bias);
-      if (args_.bias.dtype == DType::kI32) {
-        constants.bias_i32 = bias;
-      } else {
-        constants.bias = reinterpret_cast<const float*>(bias);
-      }
-    }
+    alignas(64) int32_t room[kPanelColumns];
+    const ColumnConstants constants =
+        column_constants(weights_, tile.expert, tile.panel, args_.bias, room);
     kernels_.to_values(c, tile.rows, tile.width, constants, x_scale_ + tile.row);
     const int64_t element = size_of(args_.y.dtype);
     kernels_.store(c, tile.rows,

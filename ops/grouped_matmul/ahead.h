@@ -18,7 +18,7 @@ class Ahead {
   // `lines` from `from` on, in `requests` calls of request(); at most `most` lines in each, and
   // then not all of them.
   Ahead(const char* from, int64_t lines, int64_t requests, int most = 64) : cursor_(from) {
-    if (from == nullptr || lines <= 0) return;
+    if (from == nullptr || lines <= 0 || requests <= 0) return;
     const int64_t wanted = (lines + requests - 1) / requests;
     count_ = wanted < most ? static_cast<int>(wanted) : most;
     // Steps of at most a line, so that none is left out.
@@ -26,11 +26,9 @@ class Ahead {
     if (step_ > 64) step_ = 64;
   }
 
-  // The lines of the tile's next panel from a byte of it on, as far as it is known.
-  static Ahead next_panel(const Tile& tile, int64_t byte, int64_t lines, int64_t requests) {
-    const int64_t there = tile.prefetch_lines - byte / 64;
-    return {tile.prefetch != nullptr ? tile.prefetch + byte : nullptr,
-            lines < there ? lines : there, requests};
+  // The first lines of what the tile says is read next, as far as it is known.
+  static Ahead next_panel(const Tile& tile, int64_t lines, int64_t requests) {
+    return {tile.prefetch, lines < tile.prefetch_lines ? lines : tile.prefetch_lines, requests};
   }
 
   void request() {

@@ -29,8 +29,9 @@ struct Tile {
   const char* panel;      // k_chunks * 16 rows of width * 4 bytes
   int width;              // 32, 48 or 64
   const char* x;          // the first block, at the first chunk of this call
+  int row_block;          // rows of a block: the kernel's, or, if it takes even blocks, up to that
   int64_t x_block_bytes;  // from one block of rows to the next: all of K's chunks
-  int rows;               // 1 to the kernel's tile_rows
+  int rows;               // 1 to as many blocks as the kernel's tile_rows has
   int64_t k_chunks;       // 1 and more
   void* c;  // [whole blocks][kPanelColumns] f32, or s32 for s8; 64-byte aligned; rows beyond
             // `rows` and columns beyond `width` may be written, and mean nothing
@@ -57,10 +58,11 @@ struct TileForm {
 
 struct TileKernel {
   const char* name;
-  DType dtype;    // of the weights: f32, bf16 or s8
-  Isa isa;        // the least that it needs
-  int row_block;  // rows of a block of x
-  int tile_rows;  // most rows of a call; whole blocks
+  DType dtype;       // of the weights: f32, bf16 or s8
+  Isa isa;           // the least that it needs
+  int row_block;     // rows of a block of x
+  int tile_rows;     // most rows of a call; whole blocks
+  bool even_blocks;  // takes blocks of fewer rows too: 7 and 7 rather than 12 and 2
   // Gets whatever `run` needs for such tiles, from the context's cache if it is there. False: this
   // kernel cannot do them, the next one must. Null: there is nothing to prepare.
   bool (*prepare)(Context& ctx, const TileForm& form, const void** code);

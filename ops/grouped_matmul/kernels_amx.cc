@@ -196,7 +196,7 @@ void run_one_block(const Tile& tile, Pass pass) {
     pass.accumulate = true;
   }
   pass.chunks = tail;
-  Ahead ahead = Ahead::next_panel(tile, 0, tail * tile.width, tail * dots_per_chunk);
+  Ahead ahead = Ahead::next_panel(tile, tail * tile.width, tail * dots_per_chunk);
   multiply_16<kIsS8>(pass, tile.width, ahead);
 }
 
@@ -262,12 +262,12 @@ void run(const void*, const Tile& tile) {
 }  // namespace
 
 extern const TileKernel kernel_s8_amx;
-const TileKernel kernel_s8_amx = {"amx",     DType::kS8, Isa::kAmx,        kRegisterRows,
-                                  kTileRows, nullptr,    run<true>,        begin,
-                                  end,       kStreams,   2 * kRegisterRows};
+const TileKernel kernel_s8_amx = {"amx",     DType::kS8, Isa::kAmx, kRegisterRows,
+                                  kTileRows, false,      nullptr,   run<true>,
+                                  begin,     end,        kStreams,  2 * kRegisterRows};
 extern const TileKernel kernel_bf16_amx;
-const TileKernel kernel_bf16_amx = {"amx",     DType::kBf16, Isa::kAmx,        kRegisterRows,
-                                    kTileRows, nullptr,      run<false>,       begin,
-                                    end,       kStreams,     2 * kRegisterRows};
+const TileKernel kernel_bf16_amx = {"amx",     DType::kBf16, Isa::kAmx, kRegisterRows,
+                                    kTileRows, false,        nullptr,   run<false>,
+                                    begin,     end,          kStreams,  2 * kRegisterRows};
 
 }  // namespace moeops::grouped_matmul_internal

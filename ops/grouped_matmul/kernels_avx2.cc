@@ -18,6 +18,7 @@ __m256i broadcast(const char* p) {
 struct Floats {
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
+  static constexpr int kFewRows = 1;
   static constexpr int64_t kStepChunks = 4;  // 16 KiB
   using Sum = __m256;
   static Sum zero() { return _mm256_setzero_ps(); }
@@ -70,6 +71,7 @@ struct Bf16 : Floats {
 struct S8 {
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
+  static constexpr int kFewRows = 1;
   static constexpr int64_t kStepChunks = 4;  // 16 KiB
   static constexpr int kRows = 4;
   static constexpr int kTogether = 2;

@@ -49,8 +49,8 @@ void run(const void*, const Tile& tile) {
 
 #define MOEOPS_SCALAR_KERNEL(symbol, Dot, dtype)                          \
   extern const TileKernel symbol;                                         \
-  const TileKernel symbol = {"scalar", dtype,    Isa::kScalar, 1,      8, \
-                             nullptr,  run<Dot>, nullptr,      nullptr};
+  const TileKernel symbol = {"scalar", dtype,   Isa::kScalar, 1,       8, \
+                             false,    nullptr, run<Dot>,     nullptr, nullptr};
 
 MOEOPS_SCALAR_KERNEL(kernel_f32_scalar, F32, DType::kF32)
 MOEOPS_SCALAR_KERNEL(kernel_bf16_scalar, Bf16, DType::kBf16)

@@ -35,15 +35,14 @@ Plan make_plan(const Problem& problem) {
   const int64_t present = divide_up(std::max<int64_t>(problem.max_rows, 1), block);
   plan.chunk_rows = std::min(std::max(fitting, divide_up(64, block)), present) * block;
 
-  // A task reads 128 KiB of weights at least: some 5 us at memory speed, against 50 ns for taking
-  // the next task from the common counter; but not so many that workers would wait for the last
-  // one: 8 tasks a worker bound that by an eighth.
+  // Every worker that gets a task of some rows packs them for itself, so the more panels the
+  // better, as long as the workers end together: 32 tasks a worker leave the last one a 64th to
+  // wait for.
   const int64_t chunks = std::max(
       {divide_up(problem.groups.rows, plan.chunk_rows), problem.groups.active, int64_t{1}});
-  const int64_t by_size = std::max<int64_t>(
-      divide_up((int64_t{128} << 10) / kPanelChunkBytes, k_chunks), problem.panels_together);
-  const int64_t by_count = chunks * panels / (int64_t{8} * problem.workers);
-  plan.task_panels = std::clamp(std::min(by_size, by_count), int64_t{1}, panels);
+  const int64_t balanced = chunks * panels / (int64_t{32} * problem.workers);
+  plan.task_panels =
+      std::clamp(balanced, std::min(int64_t{problem.panels_together}, panels), panels);
   return plan;
 }
 

@@ -119,7 +119,7 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
                  .index = feed.index,
                  .bytes = weights_->k() * size_of(weights_->dtype()),
                  .add_128 = weights_->dtype() == DType::kS8 && !feed.is_u8},
-                now.group->first_row + first, rows, kernel_->row_block, weights_->k_chunks(), x);
+                now.group->first_row + first, rows, block_rows(rows), weights_->k_chunks(), x);
     }
     run_task(now, following, x, c, sink);
     if (pending_ != nullptr &&
@@ -135,9 +135,11 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
   const int64_t k_chunks = weights_->k_chunks();
   const int64_t first = task.chunk * plan_.chunk_rows;
   const int64_t rows = std::min(plan_.chunk_rows, task.group->rows - first);
-  const int64_t tile_rows = kernel_->tile_rows;
+  const int row_block = block_rows(rows);
+  const int64_t tile_blocks = kernel_->tile_rows / kernel_->row_block;
+  const int64_t tile_rows = tile_blocks * row_block;
   const int64_t tiles = divide_up(rows, tile_rows);
-  const int64_t block_bytes = kernel_->row_block * k_chunks * kChunkBytes;
+  const int64_t block_bytes = row_block * k_chunks * kChunkBytes;
   const bool one_block = plan_.k_block >= k_chunks;
 
   int together = 0;
@@ -164,8 +166,8 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
         Tile tile;
         tile.panel = data + k * kChunkGroups * width * 4;
         tile.width = width;
-        tile.x = x + t * (tile_rows / kernel_->row_block) * block_bytes +
-                 k * kernel_->row_block * kChunkBytes;
+        tile.x = x + t * tile_blocks * block_bytes + k * row_block * kChunkBytes;
+        tile.row_block = row_block;
         tile.x_block_bytes = block_bytes;
         tile.rows = static_cast<int>(std::min(tile_rows, rows - t * tile_rows));
         tile.k_chunks = k_end - k;
@@ -177,8 +179,7 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
         tile.prefetch_lines = end_line - first_line;
         tile.panels = together;
         tile.panel_bytes = weights_->panel_bytes();
-        tile.c_bytes =
-            divide_up(tile.rows, kernel_->row_block) * kernel_->row_block * kPanelColumns * 4;
+        tile.c_bytes = divide_up(tile.rows, row_block) * row_block * kPanelColumns * 4;
         tile.next = next;
         if (tile.k_chunks > 0) {
           kernel_->run(code_, tile);
@@ -193,6 +194,12 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
       k = k_end;
     } while (k < k_chunks);
   }
+}
+
+// Rows of the blocks of so many rows.
+int TileDriver::block_rows(int64_t rows) const {
+  if (!kernel_->even_blocks) return kernel_->row_block;
+  return static_cast<int>(divide_up(rows, divide_up(rows, kernel_->row_block)));
 }
 
 // Panels of one width, as many as the kernel takes.

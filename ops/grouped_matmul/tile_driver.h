@@ -83,6 +83,7 @@ class TileDriver {
   Task locate(int64_t task, int64_t* group) const;
   void run_task(const Task& task, const char* following, const char* x, char* c,
                 TileSink& sink) const;
+  int block_rows(int64_t rows) const;
   int panels_together(int64_t rows, int64_t panel, int64_t end_panel) const;
 
   const PackedWeights* weights_ = nullptr;

@@ -122,6 +122,7 @@ struct Operands {
     tile.panel = panel.as<char>();
     tile.width = width;
     tile.x = x.as<char>();
+    tile.row_block = kernel.row_block;
     tile.x_block_bytes = k_chunks * kernel.row_block * kChunkBytes;
     tile.rows = rows;
     tile.k_chunks = k_chunks;
@@ -240,6 +241,54 @@ TEST_P(GroupedMatmulKernel, RowsHaveTheirBits) {
                                    whole.c.as<char>() + r * kPanelColumns * 4,
                                    static_cast<size_t>(width) * 4))
               << "row " << r << " of " << rows << ", cut at " << cut;
+        }
+      }
+    }
+  }
+}
+
+// Rows in blocks of fewer have the bits that they have in whole blocks.
+TEST_P(GroupedMatmulKernel, EvenBlocksGiveTheSameBits) {
+  if (!kernel().even_blocks) return;
+  uint64_t round = 0;
+  for (const int width : {32, 48, 64}) {
+    for (const int64_t k_chunks : {3, 130}) {
+      const uint64_t seed = test::seed_of(round++);
+      SCOPED_TRACE(test::replay_hint(seed) + " width " + std::to_string(width) + " chunks " +
+                   std::to_string(k_chunks));
+      std::mt19937_64 random(seed);
+      Operands operands(kernel(), width, k_chunks, random_side(random));
+      operands.fill(random);
+      const void* code = prepare(width, k_chunks);
+      const int whole_block = kernel().row_block;
+      const int blocks = kernel().tile_rows / whole_block;
+      const Results whole(kernel(), kernel().tile_rows, Side::kBack);
+      kernel().run(code, operands.tile(kernel().tile_rows, whole.c.as<char>()));
+      for (int block = 1; block <= whole_block; ++block) {
+        const int rows =
+            (blocks - 1) * block + 1 + static_cast<int>(random() % static_cast<uint64_t>(block));
+        const GuardedBuffer x(static_cast<size_t>(blocks * block * k_chunks * kChunkBytes),
+                              random_side(random));
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t chunk = 0; chunk < k_chunks; ++chunk) {
+            const int64_t from =
+                (r / whole_block * k_chunks + chunk) * whole_block + r % whole_block;
+            const int64_t to = (r / block * k_chunks + chunk) * block + r % block;
+            std::memcpy(x.as<char>() + to * kChunkBytes, operands.x.as<char>() + from * kChunkBytes,
+                        kChunkBytes);
+          }
+        }
+        const GuardedBuffer c(static_cast<size_t>(rows * kPanelColumns * 4), Side::kBack);
+        Tile tile = operands.tile(rows, c.as<char>());
+        tile.x = x.as<char>();
+        tile.row_block = block;
+        tile.x_block_bytes = k_chunks * block * kChunkBytes;
+        kernel().run(code, tile);
+        for (int r = 0; r < rows; ++r) {
+          ASSERT_EQ(0, std::memcmp(c.as<char>() + r * kPanelColumns * 4,
+                                   whole.c.as<char>() + r * kPanelColumns * 4,
+                                   static_cast<size_t>(width) * 4))
+              << "row " << r << " in blocks of " << block;
         }
       }
     }

@@ -95,6 +95,7 @@ class StagedGateUpSink final : public GateUpSink {
 
   void rows_complete(int64_t row, int64_t rows) override {
     GateUpSink::rows_complete(row, rows);
+    if (h_q_ == nullptr) return;
     for (int64_t i = row; i < row + rows; ++i) {
       const int64_t slot = stages_.slot(i);
       copy_u8(stages_.stages.h_q, slot, h_q_ + i * intermediate(), intermediate());
@@ -120,22 +121,20 @@ class OutputSink final : public TileSink {
     const PackedWeights& w = *experts_.w2;
     const int64_t first = tile.panel * kPanelColumns;
     const int columns = static_cast<int>(std::min<int64_t>(call_.H - first, tile.width));
-    auto* c = static_cast<float*>(tile.c);
-
     alignas(64) int32_t room[kPanelColumns];
     const ColumnConstants constants =
         column_constants(w, tile.expert, tile.panel, experts_.b2, room);
-    if (constants.sums != nullptr || constants.bias != nullptr) {
-      call_.epilogue.to_values(c, tile.rows, tile.width, constants,
-                               constants.sums != nullptr ? experts_.h_scale + tile.row : nullptr);
-    }
-    call_.epilogue.store(c, tile.rows, columns, 0.0f,
-                         reinterpret_cast<char*>(experts_.y + tile.row * call_.H + first),
-                         call_.H * int64_t{sizeof(float)}, DType::kF32, call_.streams_y);
+    float* y = experts_.y + tile.row * call_.H + first;
+    call_.epilogue.store(tile.c, tile.rows, columns, constants,
+                         constants.sums != nullptr ? experts_.h_scale + tile.row : nullptr,
+                         {.y = reinterpret_cast<char*>(y),
+                          .stride = call_.H * int64_t{sizeof(float)},
+                          .dtype = DType::kF32,
+                          .streams = call_.streams_y});
     if (stages_ != nullptr && stages_->stages.y.present()) {
       for (int r = 0; r < tile.rows; ++r) {
         std::memcpy(stages_->stages.y.row<float>(stages_->slot(tile.row + r)) + first,
-                    c + r * kPanelColumns, static_cast<size_t>(columns) * sizeof(float));
+                    y + r * call_.H, static_cast<size_t>(columns) * sizeof(float));
       }
     }
   }
@@ -204,9 +203,8 @@ class Run {
 
  private:
   Status prepare_experts(Experts& experts, int64_t rows, int64_t groups) {
-    const bool quantises = call_.dtype == DType::kS8;
     MOEOPS_RETURN_IF_ERROR(
-        experts.gate_up.prepare(ctx_, *experts.w13, rows, groups, call_.workers, quantises));
+        experts.gate_up.prepare(ctx_, *experts.w13, rows, groups, call_.workers, true));
     return experts.down.prepare(ctx_, *experts.w2, rows, groups, call_.workers, false);
   }
 
@@ -436,7 +434,6 @@ void Run::work(const Team& team) {
       experts.gate_up.work(team.worker, feed, sink);
     }
   });
-  team.barrier();
   for_each_experts([&](Experts& experts, const RowStages* row_stages) {
     OutputSink sink(call_, experts, row_stages);
     const int64_t I = experts.intermediate();
@@ -445,7 +442,7 @@ void Run::work(const Team& team) {
                                        .stride = I,
                                        .is_u8 = true}
                              : RowFeed{.data = experts.h, .stride = I * size_of(experts.h_dtype())};
-    experts.down.work(team.worker, feed, sink);
+    experts.down.work(team.worker, feed, sink, &experts.gate_up);
   });
   call_.epilogue.fence();
   team.barrier();

@@ -22,26 +22,36 @@ struct ColumnConstants {
   const float* bias = nullptr;
 };
 
+// Where values go: rows `stride` bytes apart, rounded to f32, bf16 or f16, or to s8 as
+// clamp(rint(v + offset), -128, 127), NaN -> 0.
+struct Output {
+  char* y;
+  int64_t stride;
+  DType dtype;
+  float offset = 0.0f;
+  // Past the caches where y's alignment allows, which saves reading lines that are to be
+  // overwritten; visible to other threads after fence().
+  bool streams = false;
+};
+
 struct EpilogueKernels {
   Isa isa;
   // s32 sums of (x + 128) * w to those of x * w, plus the integer bias; wrapping. In place.
   void (*to_exact)(int32_t* c, int rows, int width, const ColumnConstants& columns);
-  // The same, then as f32 times scale times x_scale[r] (null: 1), from left to right, plus bias.
-  // Without `sums` c is f32 already, and only the bias is added. In place.
+  // Values: f32 sums plus the bias; s32 ones made exact, then as f32 times scale times x_scale[r]
+  // (null: 1), from left to right, plus the bias. In place.
   void (*to_values)(void* c, int rows, int width, const ColumnConstants& columns,
                     const float* x_scale);
   void (*activate)(float* c, int rows, int width, Activation activation);
-  // The first `columns` columns to y, rows y_stride bytes apart: rounded to f32, bf16 or f16, or to
-  // s8 as clamp(rint(v + offset), -128, 127), NaN -> 0.
-  // streams: past the caches where y's alignment allows, which saves reading lines that are to be
-  // overwritten; visible to other threads after fence().
-  void (*store)(const float* c, int rows, int columns, float offset, char* y, int64_t y_stride,
-                DType y_dtype, bool streams);
+  // The values of the first `columns` columns to the output.
+  void (*store)(const void* c, int rows, int columns, const ColumnConstants& constants,
+                const float* x_scale, const Output& output);
   void (*fence)();
-  // h[r][j] = act(c[r][j]) * c[r][width / 2 + j] for the first `columns` of them, as f32, or
-  // rounded to bf16; rows h_stride bytes apart.
-  void (*gate_up)(const float* c, int rows, int width, int columns, const SwigluParams& params,
-                  char* h, int64_t h_stride, DType h_dtype);
+  // h[r][j] = act(v[r][j]) * v[r][width / 2 + j] for the first `columns` of them, as f32, or
+  // rounded to bf16; rows h_stride bytes apart; v: the values.
+  void (*gate_up)(const void* c, int rows, int width, int columns, const ColumnConstants& constants,
+                  const float* x_scale, const SwigluParams& params, char* h, int64_t h_stride,
+                  DType h_dtype);
 };
 
 // Whether an output is too large to stay in the caches until it is read.

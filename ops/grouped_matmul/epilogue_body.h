@@ -47,30 +47,67 @@ void to_exact(int32_t* c, int rows, int width, const ColumnConstants& columns) {
   }
 }
 
+// The values of a tile, a vector at a time: f32 sums, or s32 ones times their scales; plus the
+// bias.
+template <bool kS32, bool kBias>
+class Values {
+ public:
+  Values(const void* c, const ColumnConstants& columns, const int32_t* corrections,
+         const float* x_scale)
+      : c_(c), columns_(columns), corrections_(corrections), x_scale_(x_scale) {}
+
+  // What a row multiplies; a product with 1 is the same number.
+  simd::Vec row_scale(int r) const {
+    return simd::broadcast(kS32 && x_scale_ != nullptr ? x_scale_[r] : 1.0f);
+  }
+  simd::Vec at(int r, int j, simd::Vec row_scale) const {
+    simd::Vec v;
+    if constexpr (kS32) {
+      const auto* sums = static_cast<const int32_t*>(c_) + r * kRow;
+      v = simd::to_f32(wrapping_sum(simd::load(sums + j), simd::load(corrections_ + j)));
+      v = v * simd::load(columns_.scale + j) * row_scale;
+    } else {
+      v = simd::load(static_cast<const float*>(c_) + r * kRow + j);
+    }
+    if constexpr (kBias) v = v + simd::load(columns_.bias + j);
+    return v;
+  }
+
+ private:
+  const void* c_;
+  const ColumnConstants& columns_;
+  const int32_t* corrections_;
+  const float* x_scale_;
+};
+
+// Calls function(values of the tile).
+template <class Function>
+void with_values(const void* c, int width, const ColumnConstants& columns, const float* x_scale,
+                 const Function& function) {
+  if (columns.sums != nullptr) {
+    const Corrections corrections(width, columns);
+    const int32_t* of_column = corrections.of_column;
+    if (columns.bias != nullptr) {
+      function(Values<true, true>(c, columns, of_column, x_scale));
+    } else {
+      function(Values<true, false>(c, columns, of_column, x_scale));
+    }
+  } else if (columns.bias != nullptr) {
+    function(Values<false, true>(c, columns, nullptr, nullptr));
+  } else {
+    function(Values<false, false>(c, columns, nullptr, nullptr));
+  }
+}
+
 void to_values(void* c, int rows, int width, const ColumnConstants& columns, const float* x_scale) {
-  auto* values = static_cast<float*>(c);
-  if (columns.sums == nullptr) {
+  with_values(c, width, columns, x_scale, [&](const auto& values) {
     for (int r = 0; r < rows; ++r) {
+      const simd::Vec row_scale = values.row_scale(r);
       for (int j = 0; j < width; j += simd::kWidth) {
-        float* at = values + r * kRow + j;
-        simd::store(at, simd::load(at) + simd::load(columns.bias + j));
+        simd::store(static_cast<float*>(c) + r * kRow + j, values.at(r, j, row_scale));
       }
     }
-    return;
-  }
-  const auto* sums = static_cast<const int32_t*>(c);
-  const Corrections corrections(width, columns);
-  for (int j = 0; j < width; j += simd::kWidth) {
-    const simd::VecI correction = simd::load(corrections.of_column + j);
-    const simd::Vec scale = simd::load(columns.scale + j);
-    for (int r = 0; r < rows; ++r) {
-      const int at = r * kRow + j;
-      simd::Vec v = simd::to_f32(wrapping_sum(simd::load(sums + at), correction)) * scale;
-      if (x_scale != nullptr) v = v * simd::broadcast(x_scale[r]);
-      if (columns.bias != nullptr) v = v + simd::load(columns.bias + j);
-      simd::store(values + at, v);
-    }
-  }
+  });
 }
 
 template <class Function>
@@ -101,55 +138,61 @@ void activate(float* c, int rows, int width, Activation activation) {
   }
 }
 
-template <class T>
-void store_row(T* to, int columns, const float* from, simd::Vec offset, bool has_offset,
-               bool streams) {
+template <class T, class Values>
+void store_row(const Values& values, int r, int columns, float offset, bool streams, T* to) {
+  const simd::Vec row_scale = values.row_scale(r);
+  const auto value = [&](int j) {
+    const simd::Vec v = values.at(r, j, row_scale);
+    if constexpr (sizeof(T) == 1) return v + simd::broadcast(offset);
+    return v;
+  };
   constexpr int kBytes = simd::kWidth * static_cast<int>(sizeof(T));
   int j = 0;
   if constexpr (sizeof(T) > 1) {  // bytes come in halves of the vectors that can be streamed
     if (streams && reinterpret_cast<uintptr_t>(to) % kBytes == 0) {
-      for (; j + simd::kWidth <= columns; j += simd::kWidth) {
-        simd::stream(to + j, simd::load(from + j));
-      }
+      for (; j + simd::kWidth <= columns; j += simd::kWidth) simd::stream(to + j, value(j));
     }
   }
-  for (; j + simd::kWidth <= columns; j += simd::kWidth) {
-    const simd::Vec v = simd::load(from + j);
-    simd::store(to + j, has_offset ? v + offset : v);
-  }
-  if (j < columns) {
-    const simd::Vec v = simd::load(from + j);
-    simd::store(to + j, has_offset ? v + offset : v, columns - j);
-  }
+  for (; j + simd::kWidth <= columns; j += simd::kWidth) simd::store(to + j, value(j));
+  if (j < columns) simd::store(to + j, value(j), columns - j);
 }
 
-void store(const float* c, int rows, int columns, float offset, char* y, int64_t y_stride,
-           DType y_dtype, bool streams) {
-  const simd::Vec shift = simd::broadcast(offset);
-  for (int r = 0; r < rows; ++r, c += kRow, y += y_stride) {
-    switch (y_dtype) {
-      case DType::kF32:
-        store_row(reinterpret_cast<float*>(y), columns, c, shift, false, streams);
-        break;
-      case DType::kBf16:
-        store_row(reinterpret_cast<bf16*>(y), columns, c, shift, false, streams);
-        break;
-      case DType::kF16:
-        store_row(reinterpret_cast<f16*>(y), columns, c, shift, false, streams);
-        break;
-      default:
-        store_row(reinterpret_cast<int8_t*>(y), columns, c, shift, true, streams);
-        break;
+void store(const void* c, int rows, int columns, const ColumnConstants& constants,
+           const float* x_scale, const Output& output) {
+  const int whole = (columns + simd::kWidth - 1) / simd::kWidth * simd::kWidth;
+  with_values(c, whole, constants, x_scale, [&](const auto& values) {
+    char* y = output.y;
+    for (int r = 0; r < rows; ++r, y += output.stride) {
+      const auto to = [&](auto* row) {
+        store_row(values, r, columns, output.offset, output.streams, row);
+      };
+      switch (output.dtype) {
+        case DType::kF32:
+          to(reinterpret_cast<float*>(y));
+          break;
+        case DType::kBf16:
+          to(reinterpret_cast<bf16*>(y));
+          break;
+        case DType::kF16:
+          to(reinterpret_cast<f16*>(y));
+          break;
+        default:
+          to(reinterpret_cast<int8_t*>(y));
+          break;
+      }
     }
-  }
+  });
 }
 
 void fence() { simd::stream_fence(); }
 
-template <class T>
-void gate_up_row(const float* c, int half, int columns, const SwigluParams& params, T* h) {
+template <class T, class Values>
+void gate_up_row(const Values& values, int r, int half, int columns, const SwigluParams& params,
+                 T* h) {
+  const simd::Vec row_scale = values.row_scale(r);
   for (int j = 0; j < columns; j += simd::kWidth) {
-    const simd::Vec v = swiglu_internal::gated(params, simd::load(c + j), simd::load(c + half + j));
+    const simd::Vec v = swiglu_internal::gated(params, values.at(r, j, row_scale),
+                                               values.at(r, half + j, row_scale));
     if (j + simd::kWidth <= columns) {
       simd::store(h + j, v);
     } else {
@@ -158,15 +201,18 @@ void gate_up_row(const float* c, int half, int columns, const SwigluParams& para
   }
 }
 
-void gate_up(const float* c, int rows, int width, int columns, const SwigluParams& params, char* h,
-             int64_t h_stride, DType h_dtype) {
-  for (int r = 0; r < rows; ++r, c += kRow, h += h_stride) {
-    if (h_dtype == DType::kF32) {
-      gate_up_row(c, width / 2, columns, params, reinterpret_cast<float*>(h));
-    } else {
-      gate_up_row(c, width / 2, columns, params, reinterpret_cast<bf16*>(h));
+void gate_up(const void* c, int rows, int width, int columns, const ColumnConstants& constants,
+             const float* x_scale, const SwigluParams& params, char* h, int64_t h_stride,
+             DType h_dtype) {
+  with_values(c, width, constants, x_scale, [&](const auto& values) {
+    for (int r = 0; r < rows; ++r, h += h_stride) {
+      if (h_dtype == DType::kF32) {
+        gate_up_row(values, r, width / 2, columns, params, reinterpret_cast<float*>(h));
+      } else {
+        gate_up_row(values, r, width / 2, columns, params, reinterpret_cast<bf16*>(h));
+      }
     }
-  }
+  });
 }
 
 constexpr EpilogueKernels kernels_for(Isa isa) {

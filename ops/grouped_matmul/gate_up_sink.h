@@ -29,13 +29,12 @@ struct GateUp {
 class GateUpSink : public TileSink {
  public:
   GateUpSink(Context& ctx, const GateUp& gate_up);
-  // Leaves gate and up as values in tile.c.
   void take(const TileResult& tile) override;
   void rows_complete(int64_t row, int64_t rows) override;
 
  protected:
   int64_t intermediate() const { return gate_up_.weights.n() / 2; }
-  // Rows of a tile that was taken, after SwiGLU, to h, which is at the tile's first column.
+  // Rows of a tile, after SwiGLU, to h, which is at the tile's first column.
   void gate_rows(const TileResult& tile, int first_row, int rows, char* h, int64_t h_stride,
                  DType h_dtype) const;
   static int64_t first_column(const TileResult& tile) { return tile.panel * (kPanelColumns / 2); }

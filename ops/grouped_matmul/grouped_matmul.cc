@@ -47,16 +47,17 @@ class ToOutput final : public TileSink {
       }
       return;
     }
-    auto* c = static_cast<float*>(tile.c);
-    if (constants.sums != nullptr || constants.bias != nullptr) {
-      kernels_.to_values(
-          c, tile.rows, tile.width, constants,
-          args_.x_scale.present() ? args_.x_scale.row<float>(0) + tile.row : nullptr);
+    const float* x_scale =
+        args_.x_scale.present() ? args_.x_scale.row<float>(0) + tile.row : nullptr;
+    const Output output = {
+        .y = y, .stride = y_stride, .dtype = args_.y.dtype, .offset = offset_, .streams = streams_};
+    if (args_.activation == Activation::kNone) {
+      kernels_.store(tile.c, tile.rows, columns, constants, x_scale, output);
+      return;
     }
-    if (args_.activation != Activation::kNone) {
-      kernels_.activate(c, tile.rows, tile.width, args_.activation);
-    }
-    kernels_.store(c, tile.rows, columns, offset_, y, y_stride, args_.y.dtype, streams_);
+    kernels_.to_values(tile.c, tile.rows, tile.width, constants, x_scale);
+    kernels_.activate(static_cast<float*>(tile.c), tile.rows, tile.width, args_.activation);
+    kernels_.store(tile.c, tile.rows, columns, {}, nullptr, output);
   }
 
  private:

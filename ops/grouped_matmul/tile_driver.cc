@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <new>
+#include <thread>
 
 #include "ops/grouped_matmul/pack_rows.h"
 
@@ -19,7 +20,7 @@ constexpr int64_t whole_lines(int64_t bytes) { return divide_up(bytes, kLine) * 
 }  // namespace
 
 Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t max_rows,
-                           int64_t max_groups, int workers, bool tell_complete_rows) {
+                           int64_t max_groups, int workers, bool track_rows) {
   weights_ = &weights;
   const int64_t panels = weights.panels();
   MOEOPS_RETURN_IF_ERROR(choose_kernel(
@@ -46,7 +47,7 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
                std::min<int64_t>(kernel_->stream_rows, plan_.chunk_rows) * kernel_->panels);
   c_bytes_ = c_rows * kPanelColumns * 4;
   max_groups_ = max_groups;
-  max_chunks_ = tell_complete_rows ? max_rows / plan_.chunk_rows + max_groups : 0;
+  max_chunks_ = track_rows ? max_rows / plan_.chunk_rows + max_groups : 0;
   return {};
 }
 
@@ -75,7 +76,8 @@ void TileDriver::add_group(int64_t expert, int64_t first_row, int64_t rows) {
   tasks_ += chunks * parts_;
   if (pending_ != nullptr) {
     for (int64_t i = 0; i < chunks; ++i) {
-      new (pending_ + chunk_count_ + i) std::atomic<int32_t>(static_cast<int32_t>(parts_));
+      // The last part leaves 1 until the sink was told.
+      new (pending_ + chunk_count_ + i) std::atomic<int32_t>(static_cast<int32_t>(parts_) + 1);
     }
   }
   chunk_count_ += chunks;
@@ -91,7 +93,18 @@ TileDriver::Task TileDriver::locate(int64_t task, int64_t* group) const {
           std::min(first_panel + plan_.task_panels, weights_->panels())};
 }
 
-void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
+// Whoever holds a task of the group is at work on it, so the wait is short.
+void TileDriver::wait_for(int64_t group) const {
+  const Group& g = groups_[group];
+  const int64_t chunks = divide_up(g.rows, plan_.chunk_rows);
+  for (int64_t i = 0; i < chunks; ++i) {
+    for (int tries = 0; pending_[g.first_chunk + i].load(std::memory_order_acquire) != 0; ++tries) {
+      if (tries > 1000) std::this_thread::yield();
+    }
+  }
+}
+
+void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink, const TileDriver* source) {
   char* x = workers_scratch_ + worker * worker_bytes();
   char* c = x + x_bytes_;
   if (kernel_->begin != nullptr) kernel_->begin();
@@ -112,6 +125,7 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
     const int64_t first = now.chunk * plan_.chunk_rows;
     const int64_t rows = std::min(plan_.chunk_rows, now.group->rows - first);
     if (now.group != packed_group || now.chunk != packed_chunk) {
+      if (source != nullptr && now.group != packed_group) source->wait_for(group);
       packed_group = now.group;
       packed_chunk = now.chunk;
       pack_rows({.base = feed.data,
@@ -122,9 +136,12 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink) {
                 now.group->first_row + first, rows, block_rows(rows), weights_->k_chunks(), x);
     }
     run_task(now, following, x, c, sink);
-    if (pending_ != nullptr &&
-        pending_[now.group->first_chunk + now.chunk].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      sink.rows_complete(now.group->first_row + first, rows);
+    if (pending_ != nullptr) {
+      std::atomic<int32_t>& pending = pending_[now.group->first_chunk + now.chunk];
+      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 2) {
+        sink.rows_complete(now.group->first_row + first, rows);
+        pending.store(0, std::memory_order_release);
+      }
     }
   }
   if (kernel_->end != nullptr) kernel_->end();

@@ -38,8 +38,8 @@ struct TileResult {
 class TileSink {
  public:
   virtual void take(const TileResult& tile) = 0;
-  // All panels of the rows [row, row + rows) were taken, by whichever workers. Called only when
-  // the driver was made to tell.
+  // All panels of the rows [row, row + rows) were taken, by whichever workers. Called only by a
+  // driver that tracks rows.
   virtual void rows_complete(int64_t row, int64_t rows) { (void)row, (void)rows; }
 
  protected:
@@ -52,7 +52,7 @@ class TileSink {
 class TileDriver {
  public:
   Status prepare(Context& ctx, const PackedWeights& weights, int64_t max_rows, int64_t max_groups,
-                 int workers, bool tell_complete_rows);
+                 int workers, bool track_rows);
 
   const Plan& plan() const { return plan_; }
   const Problem& problem() const { return problem_; }
@@ -62,7 +62,10 @@ class TileDriver {
   void start(void* scratch, const GroupStatistics& groups);  // scratch is 64-byte aligned
   void add_group(int64_t expert, int64_t first_row, int64_t rows);
 
-  void work(int worker, const RowFeed& feed, TileSink& sink);
+  // source: a driver that tracks rows, with the same groups, whose sink makes the rows of this one.
+  // Its work is over for the calling worker; what others still do there is waited for, group by
+  // group, which costs less than a barrier.
+  void work(int worker, const RowFeed& feed, TileSink& sink, const TileDriver* source = nullptr);
 
  private:
   struct Group {
@@ -80,6 +83,7 @@ class TileDriver {
   };
 
   int64_t worker_bytes() const { return x_bytes_ + c_bytes_; }
+  void wait_for(int64_t group) const;
   Task locate(int64_t task, int64_t* group) const;
   void run_task(const Task& task, const char* following, const char* x, char* c,
                 TileSink& sink) const;

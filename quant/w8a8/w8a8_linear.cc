@@ -25,16 +25,15 @@ class Sink final : public TileSink {
 
   void take(const TileResult& tile) override {
     const int64_t column = tile.panel * kPanelColumns;
-    auto* c = static_cast<float*>(tile.c);
-    alignas(64) int32_t room[kPanelColumns];
-    const ColumnConstants constants =
-        column_constants(weights_, tile.expert, tile.panel, args_.bias, room);
-    kernels_.to_values(c, tile.rows, tile.width, constants, x_scale_ + tile.row);
+    const auto columns = static_cast<int>(std::min<int64_t>(weights_.n() - column, tile.width));
     const int64_t element = size_of(args_.y.dtype);
-    kernels_.store(c, tile.rows,
-                   static_cast<int>(std::min<int64_t>(weights_.n() - column, tile.width)), 0.0f,
-                   args_.y.row<char>(0) + (tile.row * args_.y.row_stride + column) * element,
-                   args_.y.row_stride * element, args_.y.dtype, false);
+    alignas(64) int32_t room[kPanelColumns];
+    kernels_.store(tile.c, tile.rows, columns,
+                   column_constants(weights_, tile.expert, tile.panel, args_.bias, room),
+                   x_scale_ + tile.row,
+                   {.y = args_.y.row<char>(0) + (tile.row * args_.y.row_stride + column) * element,
+                    .stride = args_.y.row_stride * element,
+                    .dtype = args_.y.dtype});
   }
 
  private:

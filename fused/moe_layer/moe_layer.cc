@@ -95,7 +95,7 @@ class StagedGateUpSink final : public GateUpSink {
 
   void rows_complete(int64_t row, int64_t rows) override {
     GateUpSink::rows_complete(row, rows);
-    if (h_q_ == nullptr) return;
+    if (h_scale_ == nullptr) return;
     for (int64_t i = row; i < row + rows; ++i) {
       const int64_t slot = stages_.slot(i);
       copy_u8(stages_.stages.h_q, slot, h_q_ + i * intermediate(), intermediate());

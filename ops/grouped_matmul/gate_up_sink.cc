@@ -45,7 +45,7 @@ void GateUpSink::gate_rows(const TileResult& tile, int first_row, int rows, char
 }
 
 void GateUpSink::rows_complete(int64_t row, int64_t rows) {
-  if (gate_up_.q == nullptr) return;
+  if (gate_up_.scale == nullptr) return;
   const int64_t I = intermediate();
   for (int64_t i = row; i < row + rows; ++i) {
     const auto* h = reinterpret_cast<const float*>(gate_up_.h) + i * I;

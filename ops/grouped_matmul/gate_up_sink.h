@@ -19,7 +19,7 @@ struct GateUp {
   const SwigluParams& swiglu;
   char* h;  // [rows, I]
   DType h_dtype;
-  // Not read where h is not quantised (q is null).
+  // Not read where h is not quantised (scale is null).
   void* q;
   int64_t q_stride;  // in bytes
   bool q_is_u8;      // s8 + 128

@@ -17,9 +17,9 @@ inline constexpr int kChunkGroups = kChunkBytes / 4;
 
 // Rows as kernels read them, made by pack_rows: [blocks of row_block rows][k chunk][row_block][64
 // bytes], so that a block's rows of a chunk are adjacent: no two of them compete for a cache set,
-// and a matrix instruction loads them with one stride. Rows that fill the last block, and k beyond
-// K, are zero (f32, bf16) or anything (u8: the weights there are zero). s8 rows become u8 = s8 +
-// 128, which the dot instructions want; the driver takes 128 * (column sum) off again.
+// and a matrix instruction loads them with one stride. Rows that fill the last block are anything;
+// k beyond K is zero (f32, bf16) or anything (u8: the weights there are zero). s8 rows become u8 =
+// s8 + 128, which the dot instructions want; the driver takes 128 * (column sum) off again.
 //
 // c[r][j] = (accumulate ? c[r][j] : 0) + sum over k ascending of x[r][k] * panel[k][j]
 //

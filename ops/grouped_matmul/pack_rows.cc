@@ -21,15 +21,19 @@ void pack_chunk(const char* from, char* to) {
   std::memcpy(to, words, kChunkBytes);
 }
 
+// `next`: the row that comes after this one; rows from anywhere are too short for the processor to
+// see that they are read in order.
 template <bool kAdd128>
-void pack_row(const char* from, int64_t bytes, int64_t k_chunks, int64_t chunk_stride, char* to) {
+void pack_row(const char* from, const char* next, int64_t bytes, int64_t k_chunks,
+              int64_t chunk_stride, char* to) {
   const int64_t whole = bytes / kChunkBytes;
-  for (int64_t chunk = 0; chunk < whole; ++chunk, from += kChunkBytes, to += chunk_stride) {
-    pack_chunk<kAdd128>(from, to);
+  for (int64_t chunk = 0; chunk < whole; ++chunk, to += chunk_stride) {
+    __builtin_prefetch(next + chunk * kChunkBytes);
+    pack_chunk<kAdd128>(from + chunk * kChunkBytes, to);
   }
   if (whole < k_chunks) {
     char last[kChunkBytes] = {};
-    std::memcpy(last, from, static_cast<size_t>(bytes % kChunkBytes));
+    std::memcpy(last, from + whole * kChunkBytes, static_cast<size_t>(bytes % kChunkBytes));
     pack_chunk<kAdd128>(last, to);
   }
 }
@@ -39,23 +43,19 @@ void pack_row(const char* from, int64_t bytes, int64_t k_chunks, int64_t chunk_s
 void pack_rows(const SourceRows& source, int64_t first, int64_t rows, int row_block,
                int64_t k_chunks, char* to) {
   const int64_t chunk_stride = int64_t{row_block} * kChunkBytes;
-  for (int64_t block = 0; block < rows; block += row_block, to += k_chunks * chunk_stride) {
-    for (int64_t r = 0; r < row_block; ++r) {
-      char* row_to = to + r * kChunkBytes;
-      if (block + r >= rows) {
-        for (int64_t chunk = 0; chunk < k_chunks; ++chunk) {
-          std::memset(row_to + chunk * chunk_stride, 0, kChunkBytes);
-        }
-        continue;
-      }
-      const int64_t row = first + block + r;
-      const char* from =
-          offset(source.base, source.stride * (source.index != nullptr ? source.index[row] : row));
-      if (source.add_128) {
-        pack_row<true>(from, source.bytes, k_chunks, chunk_stride, row_to);
-      } else {
-        pack_row<false>(from, source.bytes, k_chunks, chunk_stride, row_to);
-      }
+  const auto source_row = [&](int64_t i) {
+    const int64_t row = source.index != nullptr ? source.index[first + i] : first + i;
+    return offset(source.base, source.stride * row);
+  };
+  const char* next = source_row(0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const char* from = next;
+    if (i + 1 < rows) next = source_row(i + 1);
+    char* row_to = to + i / row_block * k_chunks * chunk_stride + i % row_block * kChunkBytes;
+    if (source.add_128) {
+      pack_row<true>(from, next, source.bytes, k_chunks, chunk_stride, row_to);
+    } else {
+      pack_row<false>(from, next, source.bytes, k_chunks, chunk_stride, row_to);
     }
   }
 }

@@ -15,7 +15,8 @@ struct SourceRows {
 };
 
 // Rows [first, first + rows) as tile kernels read them (kernels.h): [whole blocks][k_chunks]
-// [row_block][64 bytes] at `to`, zero where there is neither row nor k.
+// [row_block][64 bytes] at `to`. What a row has beyond its end is zero before add_128; rows that
+// would fill the last block are left as they are.
 void pack_rows(const SourceRows& source, int64_t first, int64_t rows, int row_block,
                int64_t k_chunks, char* to);
 

@@ -393,14 +393,14 @@ TEST(GroupedMatmulPackRows, EveryByteHasItsPlace) {
                                random_side(random));
     std::memset(packed.as<char>(), 0x5A, packed.bytes());
     pack_rows(source, first, rows, row_block, k_chunks, packed.as<char>());
-    for (int64_t r = 0; r < blocks * row_block; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       for (int64_t k = 0; k < k_chunks * kChunkBytes; ++k) {
         const int got =
             packed.as<uint8_t>()[((r / row_block * k_chunks + k / kChunkBytes) * row_block +
                                   r % row_block) *
                                      kChunkBytes +
                                  k % kChunkBytes];
-        if (r < rows && k < bytes) {
+        if (k < bytes) {
           const int64_t row = indexed ? index[static_cast<size_t>(first + r)] : first + r;
           const int expected = x.as<uint8_t>()[row * stride + k] ^ (source.add_128 ? 0x80 : 0);
           ASSERT_EQ(got, expected) << r << "," << k;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <new>
 
+#include "ops/core/tuning.h"
+
 namespace moeops {
 
 namespace {
@@ -18,6 +20,27 @@ Context::Context(const ContextOptions& options) noexcept {
   } catch (const std::bad_alloc&) {
     status_ = Status(StatusCode::kOutOfMemory, "no memory to read the machine's facts");
   }
+  if (status_.ok() && options.tuning_cache != nullptr) {
+    tuning_status_ = read_tuning(options.tuning_cache);
+  }
+}
+
+Status Context::read_tuning(const char* path) noexcept {
+  try {
+    auto tuning = std::make_shared<Tuning>();
+    MOEOPS_RETURN_IF_ERROR(Tuning::read(path, tuning.get()));
+    tuning_ = std::move(tuning);
+    return {};
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kOutOfMemory, "no memory to read the tuning cache"};
+  }
+}
+
+int64_t Context::tuned_plans() const noexcept {
+  if (tuning_ == nullptr) return 0;
+  return std::count_if(tuning_->plans.begin(), tuning_->plans.end(), [this](const auto& entry) {
+    return entry.first.isa == isa_ && entry.first.threads == threads_;
+  });
 }
 
 Status Context::initialise(const ContextOptions& options) {

@@ -52,6 +52,11 @@ bool system_allows_amx() {
          syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
 }
 
+uint32_t cpu_signature() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 ? eax : 0;
+}
+
 Isa detect_isa() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !cpu_has_f16c()) {
@@ -66,6 +71,7 @@ Isa detect_isa() {
   return cpu_has_amx() && system_allows_amx() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
+uint32_t cpu_signature() { return 0; }
 Isa detect_isa() { return Isa::kScalar; }
 #endif
 
@@ -152,6 +158,7 @@ int64_t tightest_cpu_limit(const std::string& mount, std::string path) {
 Machine read_machine() {
   Machine m;
   m.cpu = cpu_name();
+  m.signature = cpu_signature();
   m.isa = detect_isa();
   m.cores = affinity_cpus();
   const int limit = cgroup_cpu_limit(read_file("/proc/self/cgroup"), "/sys/fs/cgroup");

@@ -25,11 +25,12 @@ const char* to_string(Isa isa);
 bool parse_isa(const char* name, Isa* isa);
 
 struct Machine {
-  std::string cpu;    // the processor's name
-  Isa isa;            // the highest rung that processor and operating system support
-  int cores;          // processors that the process may run on (affinity)
-  int threads;        // cores, lowered to the cgroup's CPU quota (rounded up), at least 1
-  int64_t l1d_bytes;  // per core; 0 where unknown
+  std::string cpu;     // the processor's name
+  uint32_t signature;  // its family, model and stepping, as CPUID packs them; 0 where unknown
+  Isa isa;             // the highest rung that processor and operating system support
+  int cores;           // processors that the process may run on (affinity)
+  int threads;         // cores, lowered to the cgroup's CPU quota (rounded up), at least 1
+  int64_t l1d_bytes;   // per core; 0 where unknown
   int64_t l2_bytes;
   int64_t l3_bytes;
 };

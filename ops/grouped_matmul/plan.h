@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "ops/core/tuning.h"
+
 namespace moeops::grouped_matmul_internal {
 
 // What the groups of a call come to.
@@ -23,6 +25,7 @@ struct Problem {
   int panels_together;  // that the kernel takes at once
   int64_t l2_bytes;     // of the machine, 0 where unknown
   int workers;
+  TunedPlan tuned = {};  // what the tuning cache has for it
 };
 
 // How a call is cut up. It decides speed only: every plan gives the same bits.
@@ -36,7 +39,8 @@ struct Plan {
   int64_t task_panels;
 };
 
-// A pure function of the problem.
+// A pure function of the problem. Of a tuned plan, chunk_rows is kept within a factor of the
+// default, for the scratch that it takes, and task_panels leaves every worker its tasks.
 Plan make_plan(const Problem& problem);
 
 // The plan in words.

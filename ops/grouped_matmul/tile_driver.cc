@@ -35,6 +35,11 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
               .panels_together = kernel_->panels,
               .l2_bytes = machine().l2_bytes,
               .workers = workers};
+  // Plans are tuned with all workers.
+  if (ctx.tuning() != nullptr && workers == ctx.threads()) {
+    const TunedPlan* tuned = ctx.tuning()->find(tuned_shape(ctx));
+    if (tuned != nullptr) problem_.tuned = *tuned;
+  }
   plan_ = make_plan(problem_);
   if (__builtin_mul_overflow(plan_.chunk_rows * kChunkBytes, weights.k_chunks(), &x_bytes_) ||
       x_bytes_ > INT64_MAX / 2 / workers) {
@@ -49,6 +54,17 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
   max_groups_ = max_groups;
   max_chunks_ = track_rows ? max_rows / plan_.chunk_rows + max_groups : 0;
   return {};
+}
+
+TunedShape TileDriver::tuned_shape(const Context& ctx) const {
+  return {.isa = ctx.isa(),
+          .threads = ctx.threads(),
+          .dtype = kernel_->dtype,
+          .kernel = TunedShape::name_of(kernel_->name),
+          .panels = problem_.panels,
+          .k_chunks = problem_.k_chunks,
+          .experts = weights_->experts(),
+          .rows = TunedShape::row_class(problem_.max_rows)};
 }
 
 int64_t TileDriver::scratch_bytes() const {

@@ -57,6 +57,8 @@ class TileDriver {
   const Plan& plan() const { return plan_; }
   const Problem& problem() const { return problem_; }
   const TileKernel& kernel() const { return *kernel_; }
+  // What a tuning cache knows such calls by.
+  TunedShape tuned_shape(const Context& ctx) const;
 
   int64_t scratch_bytes() const;
   void start(void* scratch, const GroupStatistics& groups);  // scratch is 64-byte aligned

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,11 @@ TEST(TileDriver, EveryTileComesOnceAndTheScratchSuffices) {
     const auto max_groups = static_cast<int64_t>(groups.size()) + draw.of<int64_t>({0, 0, 3});
     const bool tell = draw.flag();
     const int workers = static_cast<int>(draw.between(1, 3));
+    const bool is_tuned = draw.flag();
+    const int64_t tuned_blocks = draw.of<int64_t>({1, 2, 5, 10000});
+    const TunedPlan tuned = {.chunk_rows = 0,
+                             .k_block = draw.of<int64_t>({1, 2, 7, 10000}),
+                             .task_panels = draw.of<int64_t>({1, 2, 10000})};
     SCOPED_TRACE(test::replay_hint(seed) + ": " + to_string(dtype) + " N " + std::to_string(N) +
                  " K " + std::to_string(K) + " rows " + std::to_string(rows));
 
@@ -87,10 +93,21 @@ TEST(TileDriver, EveryTileComesOnceAndTheScratchSuffices) {
     const std::vector<char> x(static_cast<size_t>(std::max<int64_t>(rows * K * size_of(dtype), 1)));
     for (const Isa isa : test::isas()) {
       SCOPED_TRACE(to_string(isa));
-      Context ctx({.isa = isa});
+      const auto prepare = [&](TileDriver* driver, int threads) {
+        Context ctx({.threads = threads, .isa = isa});
+        ASSERT_TRUE(driver->prepare(ctx, weights, max_rows, max_groups, threads, tell).ok());
+        if (!is_tuned) return;
+        auto tuning = std::make_shared<Tuning>();
+        TunedPlan& plan = tuning->plans[driver->tuned_shape(ctx)];
+        plan = tuned;
+        plan.chunk_rows = tuned_blocks * driver->kernel().row_block;
+        ctx.set_tuning(tuning);
+        ASSERT_TRUE(driver->prepare(ctx, weights, max_rows, max_groups, threads, tell).ok());
+        EXPECT_EQ(driver->problem().tuned, plan);
+      };
       TileDriver driver, of_one;
-      ASSERT_TRUE(driver.prepare(ctx, weights, max_rows, max_groups, workers, tell).ok());
-      ASSERT_TRUE(of_one.prepare(ctx, weights, max_rows, max_groups, 1, tell).ok());
+      ASSERT_NO_FATAL_FAILURE(prepare(&driver, workers));
+      ASSERT_NO_FATAL_FAILURE(prepare(&of_one, 1));
       const int64_t others = driver.scratch_bytes() - of_one.scratch_bytes();
       const int64_t own = workers > 1 ? others / (workers - 1) : 0;
       const GuardedBuffer scratch(static_cast<size_t>(driver.scratch_bytes()),

@@ -94,6 +94,7 @@ class GemmBench {
       if (first_visit) {
         const double before = seconds_now();
         m.wrong = verify(impl, next_call(loads_[i]), values_, options_.seed);
+        if (options_.tune && m.wrong.empty()) tune(impl, loads_[i], m);
         if (options_.explain) explain(impl, loads_[i], load_seconds, seconds_now() - before, m);
       }
       if (m.wrong.empty()) measure_calls(impl, loads_[i], m);
@@ -129,6 +130,16 @@ class GemmBench {
     if (!options_.cold) cursor_ = 0;
     return {groups_, x_.data(), form_.has_scales() ? x_scale_.data() : nullptr, y_.data(),
             load.rows};
+  }
+
+  void tune(GroupedMatmulImpl& impl, const Load& load, Measured& m) {
+    const TuneReport report = impl.tune({.cache = options_.tuning_cache,
+                                         .experts = options_.problem.experts,
+                                         .pairs = std::max<int64_t>(options_.reps, 9),
+                                         .seconds = options_.min_seconds / 6,
+                                         .next_call = [&] { return next_call(load); }});
+    m.wrong = report.wrong;
+    m.explain.insert(m.explain.end(), report.lines.begin(), report.lines.end());
   }
 
   void explain(const GroupedMatmulImpl& impl, const Load& load, double load_seconds,
@@ -254,6 +265,7 @@ Operator grouped_matmul_operator() {
           .impls = grouped_matmul_impl_names,
           .tokens = "1,16,128,1024",  // from one row an expert, where weights stream, to 64
           .takes_rows = true,
+          .tunes = true,
           .run = run_grouped_matmul};
 }
 

@@ -5,11 +5,19 @@
 #include <fmt/format.h>
 #include <moeops/ref/ref.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <optional>
+#include <set>
 
+#include "bench/opbench/context.h"
+#include "bench/opbench/measure.h"
+#include "bench/opbench/tune.h"
+#include "ops/core/team.h"
 #include "ops/grouped_matmul/tile_driver.h"
 #include "tools/tensor_file/error.h"
+#include "tools/tensor_file/write_file.h"
 
 namespace moeops::bench {
 
@@ -30,8 +38,7 @@ class Moeops final : public GroupedMatmulImpl {
 
   void load(const WeightValues& values, int64_t experts, int threads) override {
     form_.emplace(values.form());
-    context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
-    check(context_->status());
+    context_ = make_context(threads, isa_);
     check(PackedWeights::create(
         {.dtype = form_->x, .experts = experts, .n = form_->n, .k = form_->k}, &weights_));
     ConstTensorView scales;
@@ -70,19 +77,101 @@ class Moeops final : public GroupedMatmulImpl {
 
   std::string explain(const GemmCall& call) const override {
     grouped_matmul_internal::TileDriver driver;
-    const auto groups = static_cast<int64_t>(call.groups.size());
-    check(driver.prepare(*context_, weights_, call.rows, groups, context_->workers(), false));
-    grouped_matmul_internal::Problem problem = driver.problem();
-    problem.groups = {call.rows, groups};
+    const grouped_matmul_internal::Problem problem = prepare(call, &driver);
     return describe(problem, make_plan(problem));
   }
 
+  TuneReport tune(const TuneRequest& request) override {
+    const GemmCall call = request.next_call();
+    grouped_matmul_internal::TileDriver driver;
+    const grouped_matmul_internal::Problem problem = prepare(call, &driver);
+    TunedShape shape = driver.tuned_shape(*context_);
+    if (problem.workers != context_->threads()) {
+      return {{}, {"not tuned: so small a call runs on one worker"}};
+    }
+    if (!tuned_.insert(shape).second) {
+      return {{},
+              {fmt::format("not tuned again: {} rows, {} of an expert, have their plan", shape.rows,
+                           shape.rows_per_expert)}};
+    }
+
+    int64_t largest = 0;
+    for (const Group& group : call.groups) largest = std::max(largest, group.rows);
+    const std::vector<TunedPlan> candidates = tuning_candidates(problem, largest);
+    std::vector<std::shared_ptr<const Tuning>> tunings;
+    for (const TunedPlan& plan : candidates) {
+      Tuning one;
+      one.plans[shape] = plan;
+      tunings.push_back(std::make_shared<const Tuning>(std::move(one)));
+    }
+    const auto use = [&](size_t candidate) {
+      context_->set_tuning(candidate == kDefaultPlan ? nullptr : tunings[candidate]);
+    };
+    const size_t wrong = first_with_other_bits(candidates.size(), [&](size_t candidate) {
+      use(candidate);
+      std::vector<char> y(static_cast<size_t>(call.rows * form_->n * size_of(form_->y)));
+      std::memset(call.y, 0xFF, y.size());
+      run(call);
+      std::memcpy(y.data(), call.y, y.size());
+      return y;
+    });
+    if (wrong < candidates.size()) {
+      return {
+          fmt::format("the plan {} gives other bits than the default", words(candidates[wrong])),
+          {}};
+    }
+
+    int64_t calls = 1;
+    const auto seconds = [&](size_t candidate) {
+      use(candidate);
+      double sum = 0;
+      for (int64_t i = 0; i < calls; ++i) {
+        const GemmCall next = request.next_call();
+        const double start = seconds_now();
+        run(next);
+        sum += seconds_now() - start;
+      }
+      return sum;
+    };
+    (void)seconds(kDefaultPlan);  // wakes the workers
+    calls = 1 + static_cast<int64_t>(request.seconds / seconds(kDefaultPlan));
+    const Race result = race(candidates.size(), request.pairs, seconds);
+
+    auto tuning = std::make_shared<Tuning>(read_for_tuning(request.cache));
+    // Of these weights, and of the problem's, which they stand for.
+    for (const int64_t experts : {weights_.experts(), request.experts}) {
+      shape.rows_per_expert = TunedShape::row_class_of_expert(call.rows, experts);
+      if (result.won) {
+        tuning->plans[shape] = candidates[result.best];
+      } else {
+        tuning->plans.erase(shape);
+      }
+    }
+    tools::write_file_atomically(request.cache, tuning->text());
+    context_->set_tuning(tuning);
+    grouped_matmul_internal::Problem untuned = problem;
+    untuned.tuned = {};
+    return {{}, tuning_report(make_plan(untuned), candidates, result)};
+  }
+
  private:
+  // As the operator does it.
+  grouped_matmul_internal::Problem prepare(const GemmCall& call,
+                                           grouped_matmul_internal::TileDriver* driver) const {
+    const auto groups = static_cast<int64_t>(call.groups.size());
+    const int workers = team_for_rows(*context_, call.rows, weights_.bytes() / weights_.experts());
+    check(driver->prepare(*context_, weights_, call.rows, groups, workers, false));
+    grouped_matmul_internal::Problem problem = driver->problem();
+    problem.groups = {call.rows, groups};
+    return problem;
+  }
+
   std::optional<Isa> isa_;
   std::unique_ptr<Context> context_;
   std::optional<GemmForm> form_;
   PackedWeights weights_;
   std::string kernel_;
+  std::set<TunedShape> tuned_;
 };
 
 // Weights as a model file has them: [experts, n, k].

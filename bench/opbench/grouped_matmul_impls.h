@@ -5,6 +5,7 @@
 #include <moeops/ops/grouped_matmul.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -29,6 +30,20 @@ struct GemmCall {
   int64_t rows;
 };
 
+// What --tune asks of an implementation.
+struct TuneRequest {
+  std::string cache;                    // the file that gets the plan
+  int64_t experts;                      // of the problem that the weights stand for
+  int64_t pairs;                        // of timings that decide
+  double seconds;                       // of calls that are timed together, lest what disturbs one
+                                        // short call drop a good plan
+  std::function<GemmCall()> next_call;  // all of one load
+};
+struct TuneReport {
+  std::string wrong;  // a plan that gives other bits; then nothing is tuned
+  std::vector<std::string> lines;
+};
+
 // An implementation of grouped_matmul, with the weights it was last given.
 class GroupedMatmulImpl {
  public:
@@ -42,6 +57,8 @@ class GroupedMatmulImpl {
   virtual void run(const GemmCall& call) = 0;
   // How a call is cut up, in words; empty where there is nothing to say.
   virtual std::string explain(const GemmCall&) const { return {}; }
+  // Finds the best plan for such calls, and runs them with it from now on.
+  virtual TuneReport tune(const TuneRequest&) { return {}; }
 };
 
 // By name, those that can do the dtype with the ISA: moeops, openblas (f32), onednn (if this build

@@ -7,8 +7,10 @@
 #include <cstdio>
 #include <new>
 
+#include "bench/opbench/context.h"
 #include "bench/opbench/measure.h"
 #include "bench/opbench/operators.h"
+#include "bench/opbench/tune.h"
 #include "tools/tensor_file/error.h"
 #include "tools/tensor_file/write_file.h"
 
@@ -38,6 +40,8 @@ struct Arguments {
   uint64_t seed = 1;
   std::string json;
   bool explain = false;
+  bool tune = false;
+  std::string tuning_cache;
   std::string baseline;
   double fail_slower = 5;
   bool list = false;
@@ -124,7 +128,9 @@ Options options_of(const Arguments& args, const Operator& op) {
   }
   const std::vector<std::string> known = op.impls(options.dtype, isa_of(options));
   options.impls = args.impls;
-  if (options.impls.empty()) {
+  if (options.impls.empty() && args.tune) {
+    options.impls = {"moeops"};
+  } else if (options.impls.empty()) {
     options.impls = known;
     std::erase(options.impls, "ref");  // a thousand times slower: only when asked for
   }
@@ -136,6 +142,15 @@ Options options_of(const Arguments& args, const Operator& op) {
   options.min_seconds = args.min_time;
   options.seed = args.seed;
   options.explain = args.explain;
+  options.tune = args.tune;
+  options.tuning_cache = args.tuning_cache;
+  if (args.tune && !op.tunes) {
+    throw Error(fmt::format("--tune: grouped_matmul is tuned, for {} too", op.name));
+  }
+  if (args.tune &&
+      std::find(options.impls.begin(), options.impls.end(), "moeops") == options.impls.end()) {
+    throw Error("--tune: --impl has no moeops");
+  }
   return options;
 }
 
@@ -153,7 +168,22 @@ void print_results(const Options& options, const Operator& op, const std::vector
   fmt::print("{}\n", table(results));
 }
 
+// Before anything is measured, whether the file can be used.
+void check_tuning_cache(const Arguments& args) {
+  Tuning tuning;
+  if (args.tune) {
+    tuning = read_for_tuning(args.tuning_cache);
+  } else if (!args.tuning_cache.empty()) {
+    const Status status = Tuning::read(args.tuning_cache.c_str(), &tuning);
+    if (!status.ok()) {
+      throw Error(fmt::format("--tuning-cache {}: {}", args.tuning_cache, status.message()));
+    }
+  }
+  set_tuning_cache(args.tuning_cache);
+}
+
 int run(const Arguments& args) {
+  check_tuning_cache(args);
   std::vector<std::pair<const Operator*, Options>> runs;
   for (const std::string& name : args.ops) {
     const Operator& op = operator_of(name);
@@ -254,6 +284,12 @@ int main_of(int argc, char** argv) {
   app.add_option("--seed", args.seed)->capture_default_str();
   app.add_option("--json", args.json, "Write the results to this file");
   app.add_flag("--explain", args.explain, "Print the plan chosen for each problem");
+  app.add_flag("--tune", args.tune,
+               "Search faster plans for moeops' GEMMs, each verified bit for bit, and write those "
+               "that win to the tuning cache; measures with them");
+  app.add_option("--tuning-cache", args.tuning_cache,
+                 "The file of tuned plans to run with; with --tune the one to write or add to, "
+                 "./moeops.tuning by default");
   CLI::Option* baseline =
       app.add_option("--baseline", args.baseline, "Compare with an earlier --json file");
   app.add_option("--fail-slower", args.fail_slower,
@@ -268,6 +304,7 @@ int main_of(int argc, char** argv) {
     return app.exit(error) == 0 ? kFine : kUsage;
   }
   if (args.list) return list();
+  if (args.tune && args.tuning_cache.empty()) args.tuning_cache = "moeops.tuning";
   if (args.ops.empty()) throw Error("--op is missing; --list shows what there is");
   return run(args);
 }

@@ -111,6 +111,9 @@ std::string common_repro(const Options& options, const Result& r) {
   if (!r.variant.empty()) text += fmt::format(" --variant {}", r.variant);
   text += fmt::format(" --impl {} --threads {} --weights {} --reps {} --seed {}", r.impl, r.threads,
                       options.cold ? "cold" : "warm", options.reps, options.seed);
+  if (!options.tuning_cache.empty()) {
+    text += fmt::format(" --tuning-cache {}", options.tuning_cache);
+  }
   if (options.isa.has_value()) text += fmt::format(" --isa {}", to_string(*options.isa));
   return text;
 }

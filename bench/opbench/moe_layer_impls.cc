@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "bench/opbench/context.h"
 #include "bench/opbench/grouped_matmul_impls.h"
 #include "tools/tensor_file/error.h"
 
@@ -75,8 +76,7 @@ class Moeops final : public LayerImpl {
 
   void load(const LayerValues& values, int64_t experts, int64_t, int threads) override {
     values_.emplace(values);
-    context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
-    check(context_->status());
+    context_ = make_context(threads, isa_);
     pack(values.w13, experts, &values.swiglu, threads, &w13_);
     pack(values.w2, experts, nullptr, threads, &w2_);
   }
@@ -116,8 +116,7 @@ class Chain final : public LayerImpl {
 
   void load(const LayerValues& values, int64_t experts, int64_t slots, int threads) override {
     values_.emplace(values);
-    context_ = std::make_unique<Context>(ContextOptions{.threads = threads, .isa = isa_});
-    check(context_->status());
+    context_ = make_context(threads, isa_);
     if (fused()) {
       pack(values.w13, experts, &values.swiglu, threads, &packed_w13_);
     } else {

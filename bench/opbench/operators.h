@@ -33,6 +33,8 @@ struct Options {
   double min_seconds = 0.2;
   uint64_t seed = 1;
   bool explain = false;
+  bool tune = false;
+  std::string tuning_cache;  // that tuning writes and contexts read
 };
 
 using Progress = std::function<void(const std::string&)>;
@@ -46,6 +48,7 @@ struct Operator {
   std::function<std::vector<std::string>(const std::string& dtype, Isa isa)> impls;
   std::string tokens;       // by default
   bool takes_rows = false;  // --rows too
+  bool tunes = false;       // --tune too
   // Measures every implementation on every load; `progress` is told what is being done. Throws
   // tools::Error.
   std::function<std::vector<Result>(const Options&, const LimitsMeter&, const Progress&)> run;

@@ -47,7 +47,8 @@ bool parse_line(const std::string& line, TunedShape* shape, TunedPlan* plan) {
   words.imbue(std::locale::classic());
   std::string isa, dtype, kernel;
   words >> isa >> shape->threads >> dtype >> kernel >> shape->panels >> shape->k_chunks >>
-      shape->experts >> shape->rows >> plan->chunk_rows >> plan->k_block >> plan->task_panels;
+      shape->rows >> shape->rows_per_expert >> plan->chunk_rows >> plan->k_block >>
+      plan->task_panels;
   if (!words || !parse_isa(isa.c_str(), &shape->isa) || !parse_dtype(dtype, &shape->dtype)) {
     return false;
   }
@@ -55,7 +56,10 @@ bool parse_line(const std::string& line, TunedShape* shape, TunedPlan* plan) {
   for (const int64_t number : {plan->chunk_rows, plan->k_block, plan->task_panels}) {
     if (number < 1 || number > kMost) return false;
   }
-  return shape->rows == TunedShape::row_class(shape->rows);
+  for (const int64_t rows : {shape->rows, shape->rows_per_expert}) {
+    if (rows != TunedShape::row_class(rows)) return false;
+  }
+  return true;
 }
 
 Status read_text(const char* path, std::string* text) {
@@ -100,6 +104,12 @@ int64_t TunedShape::row_class(int64_t rows) {
       std::bit_ceil(static_cast<uint64_t>(std::clamp(rows, int64_t{1}, kLargest))));
 }
 
+int64_t TunedShape::row_class_of_expert(int64_t rows, int64_t experts) {
+  experts = std::max<int64_t>(experts, 1);
+  const int64_t mean = rows / experts;
+  return row_class(mean * experts < rows ? mean + 1 : mean);
+}
+
 const TunedPlan* Tuning::find(const TunedShape& shape) const noexcept {
   const auto it = plans.find(shape);
   return it == plans.end() ? nullptr : &it->second;
@@ -110,13 +120,13 @@ std::string Tuning::text() const {
   text.imbue(std::locale::classic());
   text << first_line() << "\n"
        << plans.size()
-       << " plans: isa threads dtype kernel panels k_chunks experts rows, "
+       << " plans: isa threads dtype kernel panels k_chunks rows rows_per_expert, "
           "chunk_rows k_block task_panels\n";
   for (const auto& [shape, plan] : plans) {
     text << to_string(shape.isa) << ' ' << shape.threads << ' ' << to_string(shape.dtype) << ' '
-         << shape.kernel.data() << ' ' << shape.panels << ' ' << shape.k_chunks << ' '
-         << shape.experts << ' ' << shape.rows << ' ' << plan.chunk_rows << ' ' << plan.k_block
-         << ' ' << plan.task_panels << '\n';
+         << shape.kernel.data() << ' ' << shape.panels << ' ' << shape.k_chunks << ' ' << shape.rows
+         << ' ' << shape.rows_per_expert << ' ' << plan.chunk_rows << ' ' << plan.k_block << ' '
+         << plan.task_panels << '\n';
   }
   return text.str();
 }

@@ -20,6 +20,7 @@ struct TunedShape {
   using Name = std::array<char, 24>;  // zeros behind it
   static Name name_of(std::string_view text);
   static int64_t row_class(int64_t rows);  // the power of two that holds them
+  static int64_t row_class_of_expert(int64_t rows, int64_t experts);  // of the mean
 
   Isa isa = Isa::kScalar;  // of the context, like the threads
   int threads = 1;
@@ -27,8 +28,8 @@ struct TunedShape {
   Name kernel = {};
   int64_t panels = 1;    // of an expert
   int64_t k_chunks = 1;  // of a panel
-  int64_t experts = 1;
-  int64_t rows = 1;  // most that the call may have, as a row class
+  int64_t rows = 1;      // most that the call may have, as a row class
+  int64_t rows_per_expert = 1;
 
   auto operator<=>(const TunedShape&) const = default;
 };

@@ -57,14 +57,15 @@ Status TileDriver::prepare(Context& ctx, const PackedWeights& weights, int64_t m
 }
 
 TunedShape TileDriver::tuned_shape(const Context& ctx) const {
-  return {.isa = ctx.isa(),
-          .threads = ctx.threads(),
-          .dtype = kernel_->dtype,
-          .kernel = TunedShape::name_of(kernel_->name),
-          .panels = problem_.panels,
-          .k_chunks = problem_.k_chunks,
-          .experts = weights_->experts(),
-          .rows = TunedShape::row_class(problem_.max_rows)};
+  return {
+      .isa = ctx.isa(),
+      .threads = ctx.threads(),
+      .dtype = kernel_->dtype,
+      .kernel = TunedShape::name_of(kernel_->name),
+      .panels = problem_.panels,
+      .k_chunks = problem_.k_chunks,
+      .rows = TunedShape::row_class(problem_.max_rows),
+      .rows_per_expert = TunedShape::row_class_of_expert(problem_.max_rows, weights_->experts())};
 }
 
 int64_t TileDriver::scratch_bytes() const {

@@ -53,8 +53,8 @@ Tuning two_plans() {
                       .kernel = TunedShape::name_of("scalar"),
                       .panels = 24,
                       .k_chunks = 32,
-                      .experts = 128,
-                      .rows = 2048};
+                      .rows = 2048,
+                      .rows_per_expert = 16};
   tuning.plans[shape] = {.chunk_rows = 96, .k_block = 16, .task_panels = 3};
   shape.rows = 1;
   tuning.plans[shape] = {.chunk_rows = 1, .k_block = 1, .task_panels = 24};
@@ -90,8 +90,8 @@ TEST_F(TuningFile, EveryPartOfTheShapeCounts) {
       [](TunedShape& s) { s.kernel = TunedShape::name_of("avx2"); },
       [](TunedShape& s) { s.panels = 25; },
       [](TunedShape& s) { s.k_chunks = 33; },
-      [](TunedShape& s) { s.experts = 127; },
-      [](TunedShape& s) { s.rows = 4; }};
+      [](TunedShape& s) { s.rows = 4; },
+      [](TunedShape& s) { s.rows_per_expert = 32; }};
   for (const auto& change : changes) {
     TunedShape other = known;
     change(other);
@@ -102,6 +102,11 @@ TEST_F(TuningFile, EveryPartOfTheShapeCounts) {
   EXPECT_EQ(TunedShape::row_class(1025), 2048);
   EXPECT_EQ(TunedShape::row_class(2048), 2048);
   EXPECT_EQ(TunedShape::row_class(INT64_MAX), int64_t{1} << 62);
+  EXPECT_EQ(TunedShape::row_class_of_expert(2048, 128), 16);
+  EXPECT_EQ(TunedShape::row_class_of_expert(2049, 128), 32);
+  EXPECT_EQ(TunedShape::row_class_of_expert(2048, 214), 16);
+  EXPECT_EQ(TunedShape::row_class_of_expert(8, 128), 1);
+  EXPECT_EQ(TunedShape::row_class_of_expert(8, 0), 8);
 }
 
 TEST_F(TuningFile, OtherThreadsAndIsasHaveNoPlans) {
@@ -161,17 +166,17 @@ TEST_F(TuningFile, ACutOrLongerOneIsIgnored) {
 
 TEST_F(TuningFile, NonsenseInALineIsIgnored) {
   const std::string text = two_plans().text();
-  const std::string line = "scalar 2 s8 scalar 24 32 128 2048 96 16 3";
+  const std::string line = "scalar 2 s8 scalar 24 32 2048 16 96 16 3";
   for (const char* other :
-       {"scalar 2 s8 scalar 24 32 128 2048 0 16 3", "scalar 2 s8 scalar 24 32 128 2048 96 -16 3",
-        "scalar 2 s8 scalar 24 32 128 2048 96 16 99999999",
-        "scalar 2 s8 scalar 24 32 128 2048 96 16 99999999999999999999",
-        "scalar 2 s8 scalar 24 32 128 2048 96 16", "scalar 2 s8 scalar 24 32 128 2048 96 16 3 3",
-        "scalar 2 s8 scalar 24 32 128 2048 96 16 03", "scalar 2 s8 scalar 24 32 128 2047 96 16 3",
-        "scalar 2 s8 scalar 24 32 128 -2048 96 16 3", "mmx 2 s8 scalar 24 32 128 2048 96 16 3",
-        "scalar 2 f16 scalar 24 32 128 2048 96 16 3", "scalar two s8 scalar 24 32 128 2048 96 16 3",
-        "scalar 2 s8  scalar 24 32 128 2048 96 16 3", "scalar 2 s8 scalar 24 32 128 2048 96 1.6 3",
-        "scalar 2 s8 a_name_that_is_longer_than_any_kernel_has 24 32 128 2048 96 16 3", ""}) {
+       {"scalar 2 s8 scalar 24 32 2048 16 0 16 3", "scalar 2 s8 scalar 24 32 2048 16 96 -16 3",
+        "scalar 2 s8 scalar 24 32 2048 16 96 16 99999999",
+        "scalar 2 s8 scalar 24 32 2048 16 96 16 99999999999999999999",
+        "scalar 2 s8 scalar 24 32 2048 16 96 16", "scalar 2 s8 scalar 24 32 2048 16 96 16 3 3",
+        "scalar 2 s8 scalar 24 32 2048 16 96 16 03", "scalar 2 s8 scalar 24 32 2047 16 96 16 3",
+        "scalar 2 s8 scalar 24 32 2048 -16 96 16 3", "mmx 2 s8 scalar 24 32 2048 16 96 16 3",
+        "scalar 2 f16 scalar 24 32 2048 16 96 16 3", "scalar two s8 scalar 24 32 2048 16 96 16 3",
+        "scalar 2 s8  scalar 24 32 2048 16 96 16 3", "scalar 2 s8 scalar 24 32 2048 16 96 1.6 3",
+        "scalar 2 s8 a_name_that_is_longer_than_any_kernel_has 24 32 2048 16 96 16 3", ""}) {
     SCOPED_TRACE(other);
     write(replaced(text, line, other));
     expect_ignored("tuning cache: ");

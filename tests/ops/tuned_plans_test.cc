@@ -219,10 +219,10 @@ TEST_F(TunedOperators, WhatDoesNotFitIsNotUsed) {
     ASSERT_TRUE(driver.prepare(tuned, weights, kRows, kExperts, workers, false).ok());
     EXPECT_EQ(driver.problem().tuned.chunk_rows > 0, workers == 2);
   }
-  // 203 rows are tuned, and so all of 129 to 256.
-  for (const int64_t rows : {128, 129, 256, 257}) {
+  // 203 rows are tuned, 68 of an expert, and so all up to 256 that come to more than 64.
+  for (const int64_t rows : {192, 193, 256, 257}) {
     ASSERT_TRUE(driver.prepare(tuned, weights, rows, kExperts, 2, false).ok());
-    EXPECT_EQ(driver.problem().tuned.chunk_rows > 0, rows == 129 || rows == 256);
+    EXPECT_EQ(driver.problem().tuned.chunk_rows > 0, rows == 193 || rows == 256);
   }
 }
 

@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/gemm_bench.h"
 #include "bench/opbench/measure.h"
-#include "bench/opbench/operators.h"
 #include "bench/opbench/verify.h"
 #include "tools/tensor_file/error.h"
 
@@ -23,7 +22,7 @@ struct Load {
   int64_t rows = 0;
 };
 
-std::vector<Load> make_loads(const Options& options) {
+std::vector<Load> make_loads(const GemmOperator& op, const Options& options) {
   std::vector<Load> loads;
   const auto add = [&](int64_t tokens, const std::vector<int64_t>& rows) {
     Load load;
@@ -46,39 +45,43 @@ std::vector<Load> make_loads(const Options& options) {
     return loads;
   }
   for (const int64_t tokens : options.tokens) {
-    add(tokens,
-        options.routing->rows_per_expert(tokens, problem.experts, problem.top_k, options.seed));
+    add(tokens, op.one_matrix ? std::vector<int64_t>{tokens}
+                              : options.routing->rows_per_expert(tokens, problem.experts,
+                                                                 problem.top_k, options.seed));
   }
   return loads;
 }
 
 class GemmBench {
  public:
-  GemmBench(const Options& options, const Gemm& gemm, std::vector<Load> loads,
-            const LimitsMeter& meter)
-      : options_(options),
+  GemmBench(const GemmOperator& op, const Options& options, const Gemm& gemm,
+            std::vector<Load> loads, const LimitsMeter& meter)
+      : op_(op),
+        options_(options),
         name_(gemm.name),
         form_(gemm.n, gemm.k, options.dtype),
+        input_(op.input == DType::kNone ? form_.x : op.input),
+        has_x_scale_(form_.has_scales() && input_ == form_.x),
         loads_(std::move(loads)),
         meter_(meter),
         values_(static_cast<uint32_t>(options.seed), form_) {
     int64_t rows = 0;
     for (const Load& load : loads_) rows = std::max(rows, load.rows);
-    allocate(rows * form_.k * size_of(form_.x), &x_);
+    allocate(rows * form_.k * size_of(input_), &x_);
     allocate(rows * form_.n * size_of(form_.y), &y_);
     const auto seed = static_cast<uint32_t>(options.seed) + 0x51ED270Bu;
     for (int64_t i = 0; i < rows * form_.k; ++i) {
-      store_value(form_.x, value_at(seed, static_cast<uint32_t>(i)), x_.data(), i);
+      store_value(input_, value_at(seed, static_cast<uint32_t>(i)), x_.data(), i);
     }
-    for (int64_t i = 0; form_.has_scales() && i < rows; ++i) {
+    for (int64_t i = 0; has_x_scale_ && i < rows; ++i) {
       x_scale_.push_back(0x1p-7f + 0x1p-9f * value_at(seed + 1, static_cast<uint32_t>(i)));
     }
+    y_scale_.resize(static_cast<size_t>(rows));
     choose_pool();
   }
 
   // Whether the pool is large enough for weights to come from memory at every call.
   bool cold() const { return cold_; }
-  const GemmForm& form() const { return form_; }
 
   void visit(GroupedMatmulImpl& impl, std::vector<Measured>& measured, bool first_visit,
              const Progress& progress) {
@@ -93,12 +96,32 @@ class GemmBench {
       cursor_ = 0;
       if (first_visit) {
         const double before = seconds_now();
-        m.wrong = verify(impl, next_call(loads_[i]), values_, options_.seed);
+        m.wrong = op_.verify(impl, next_call(loads_[i]), values_, options_.seed);
         if (options_.tune && m.wrong.empty()) tune(impl, loads_[i], m);
         if (options_.explain) explain(impl, loads_[i], load_seconds, seconds_now() - before, m);
       }
       if (m.wrong.empty()) measure_calls(impl, loads_[i], m);
     }
+  }
+
+  void fill_figures(const Load& load, const Measured& m, Result& r) const {
+    fill_times(m, r);
+    const double median = 1e-3 * r.median_ms;
+    const double operations = 2.0 * static_cast<double>(load.rows) * static_cast<double>(form_.n) *
+                              static_cast<double>(form_.k);
+    const auto active = static_cast<int64_t>(load.active_rows.size());
+    constexpr int64_t kScaleBytes = size_of(DType::kF32);
+    r.read_bytes =
+        active * (form_.expert_bytes() + (form_.has_scales() ? form_.n * kScaleBytes : 0)) +
+        load.rows * (form_.k * size_of(input_) + (has_x_scale_ ? kScaleBytes : 0));
+    r.written_bytes = load.rows * op_.row_bytes(form_, r.impl);
+    const auto bytes = static_cast<double>(r.read_bytes + r.written_bytes);
+    r.gops = 1e-9 * operations / median;
+    r.gbps = 1e-9 * bytes / median;
+    r.dot_peak_gops = m.limit(0);
+    r.read_gbps = m.limit(1);
+    r.roofline_ms = 1e-6 * std::max(operations / r.dot_peak_gops, bytes / r.read_gbps);
+    r.roofline_fraction = r.roofline_ms / r.median_ms;
   }
 
  private:
@@ -110,7 +133,7 @@ class GemmBench {
   void choose_pool() {
     const int64_t expert_bytes = form_.expert_bytes();
     const int64_t enough = cold_bytes();
-    pool_ = options_.problem.experts;
+    pool_ = op_.one_matrix ? 1 : options_.problem.experts;
     if (options_.cold) pool_ = std::max(pool_, (enough + expert_bytes - 1) / expert_bytes);
     // Padded panels take up to 1 / 16 more; the rest of memory is for the rest of the machine.
     pool_ = std::min(pool_, available_memory() / 5 * 3 / (expert_bytes + expert_bytes / 16));
@@ -128,8 +151,8 @@ class GemmBench {
       cursor_ = (cursor_ + 1) % pool_;
     }
     if (!options_.cold) cursor_ = 0;
-    return {groups_, x_.data(), form_.has_scales() ? x_scale_.data() : nullptr, y_.data(),
-            load.rows};
+    return {groups_,   x_.data(),       has_x_scale_ ? x_scale_.data() : nullptr,
+            y_.data(), y_scale_.data(), load.rows};
   }
 
   void tune(GroupedMatmulImpl& impl, const Load& load, Measured& m) {
@@ -167,55 +190,39 @@ class GemmBench {
     measure(options_, read_limits, timed_call, m);
   }
 
+  const GemmOperator& op_;
   const Options& options_;
   std::string name_;
   GemmForm form_;
+  DType input_;
+  bool has_x_scale_;
   std::vector<Load> loads_;
   const LimitsMeter& meter_;
   WeightValues values_;
   HugeBuffer x_, y_;
-  std::vector<float> x_scale_;
+  std::vector<float> x_scale_, y_scale_;
   int64_t pool_ = 0;
   bool cold_ = false;
   int64_t cursor_ = 0;
   std::vector<Group> groups_;
 };
 
-void fill_figures(const GemmForm& form, const Load& load, const Measured& m, Result& r) {
-  fill_times(m, r);
-  const double median = 1e-3 * r.median_ms;
-  const double operations = 2.0 * static_cast<double>(load.rows) * static_cast<double>(form.n) *
-                            static_cast<double>(form.k);
-  const auto active = static_cast<int64_t>(load.active_rows.size());
-  const int64_t scale_bytes = form.has_scales() ? size_of(DType::kF32) : 0;
-  r.read_bytes = active * (form.expert_bytes() + form.n * scale_bytes) +
-                 load.rows * (form.k * size_of(form.x) + scale_bytes);
-  r.written_bytes = load.rows * form.n * size_of(form.y);
-  const auto bytes = static_cast<double>(r.read_bytes + r.written_bytes);
-  r.gops = 1e-9 * operations / median;
-  r.gbps = 1e-9 * bytes / median;
-  r.dot_peak_gops = m.limit(0);
-  r.read_gbps = m.limit(1);
-  r.roofline_ms = 1e-6 * std::max(operations / r.dot_peak_gops, bytes / r.read_gbps);
-  r.roofline_fraction = r.roofline_ms / r.median_ms;
-}
+}  // namespace
 
-// Weights are made by a generator, so that one implementation's are resident at a time and a wrong
-// expert is seen. Cold: call after call uses the next experts of a pool of at least twice the
-// last-level cache.
-std::vector<Result> run_grouped_matmul(const Options& options, const LimitsMeter& meter,
-                                       const Progress& progress) {
-  const std::vector<Load> loads = make_loads(options);
+std::vector<Result> run_gemms(const GemmOperator& op, const Options& options,
+                              const LimitsMeter& meter, const Progress& progress) {
+  const std::vector<Load> loads = make_loads(op, options);
   const Isa isa = isa_of(options);
+  const auto names = [](const std::vector<std::string>& list, const std::string& gemm) {
+    return std::find(list.begin(), list.end(), gemm) != list.end();
+  };
   std::vector<Result> results;
   for (const Gemm& gemm : gemms_of(options.problem)) {
-    if (std::find(options.gemms.begin(), options.gemms.end(), gemm.name) == options.gemms.end()) {
-      continue;
-    }
-    GemmBench bench(options, gemm, loads, meter);
+    if (!names(options.gemms, gemm.name) || !names(op.gemms, gemm.name)) continue;
+    GemmBench bench(op, options, gemm, loads, meter);
     std::vector<std::unique_ptr<GroupedMatmulImpl>> impls;
     for (const std::string& name : options.impls) {
-      impls.push_back(make_grouped_matmul_impl(name, options.isa));
+      impls.push_back(op.make_impl(name, options.isa));
     }
     std::vector<std::vector<Measured>> measured(impls.size(), std::vector<Measured>(loads.size()));
     std::vector<std::string> details(impls.size());
@@ -228,11 +235,11 @@ std::vector<Result> run_grouped_matmul(const Options& options, const LimitsMeter
       for (size_t i = 0; i < impls.size(); ++i) {
         const Measured& m = measured[i][l];
         Result r;
-        r.op = "grouped_matmul";
+        r.op = op.name;
         r.problem = options.problem.name;
         r.tokens = loads[l].tokens;
         r.rows = loads[l].rows;
-        r.experts = options.problem.experts;
+        r.experts = op.one_matrix ? 1 : options.problem.experts;
         r.active_experts = static_cast<int64_t>(loads[l].active_rows.size());
         r.gemm = gemm.name;
         r.n = gemm.n;
@@ -248,17 +255,24 @@ std::vector<Result> run_grouped_matmul(const Options& options, const LimitsMeter
         r.wrong = m.wrong;
         r.explain = m.explain;
         r.repro = common_repro(options, r);
-        if (r.verified) fill_figures(bench.form(), loads[l], m, r);
+        if (r.verified) bench.fill_figures(loads[l], m, r);
         results.push_back(std::move(r));
       }
     }
   }
+  if (results.empty()) {
+    throw Error(fmt::format("--gemm {}: {} is {}", fmt::join(options.gemms, ","), op.name,
+                            fmt::join(op.gemms, ", ")));
+  }
   return results;
 }
 
-}  // namespace
-
 Operator grouped_matmul_operator() {
+  GemmOperator op;
+  op.name = "grouped_matmul";
+  op.row_bytes = [](const GemmForm& form, const std::string&) { return form.n * size_of(form.y); };
+  op.make_impl = make_grouped_matmul_impl;
+  op.verify = verify;
   return {.name = "grouped_matmul",
           .dtypes = {"f32", "bf16", "w8a8"},
           .variants = {},
@@ -266,7 +280,9 @@ Operator grouped_matmul_operator() {
           .tokens = "1,16,128,1024",  // from one row an expert, where weights stream, to 64
           .takes_rows = true,
           .tunes = true,
-          .run = run_grouped_matmul};
+          .run = [op](const Options& options, const LimitsMeter& meter, const Progress& progress) {
+            return run_gemms(op, options, meter, progress);
+          }};
 }
 
 }  // namespace moeops::bench

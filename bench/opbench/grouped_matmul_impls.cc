@@ -6,7 +6,6 @@
 #include <moeops/ref/ref.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <optional>
 #include <set>
@@ -14,6 +13,7 @@
 #include "bench/opbench/context.h"
 #include "bench/opbench/measure.h"
 #include "bench/opbench/tune.h"
+#include "bench/opbench/weights.h"
 #include "ops/core/team.h"
 #include "ops/grouped_matmul/tile_driver.h"
 #include "tools/tensor_file/error.h"
@@ -25,10 +25,6 @@ namespace {
 
 using tools::Error;
 
-void check(const Status& status) {
-  if (!status.ok()) throw Error(status.message());
-}
-
 class Moeops final : public GroupedMatmulImpl {
  public:
   explicit Moeops(std::optional<Isa> isa) : isa_(isa) {}
@@ -39,26 +35,8 @@ class Moeops final : public GroupedMatmulImpl {
   void load(const WeightValues& values, int64_t experts, int threads) override {
     form_.emplace(values.form());
     context_ = make_context(threads, isa_);
-    check(PackedWeights::create(
-        {.dtype = form_->x, .experts = experts, .n = form_->n, .k = form_->k}, &weights_));
-    ConstTensorView scales;
-    if (form_->has_scales()) scales = {values.scales().data(), {form_->n}};
-    // One expert at a time and a worker: never a second copy of the weights.
-    std::atomic<bool> failed{false};
-#pragma omp parallel num_threads(threads)
-    {
-      std::vector<char> plain(static_cast<size_t>(form_->expert_bytes()));
-#pragma omp for schedule(dynamic)
-      for (int64_t e = 0; e < experts; ++e) {
-        values.fill_expert(e, plain.data());
-        const ConstTensorView w{plain.data(), {form_->x, {form_->n, form_->k}}};
-        if (!weights_.pack_expert(e, w, false, scales).ok()) failed = true;
-      }
-    }
-    if (failed) throw Error("packing the weights failed");
-    grouped_matmul_internal::TileDriver driver;
-    check(driver.prepare(*context_, weights_, 1, 1, threads, false));
-    kernel_ = fmt::format("{} tiles, {}", driver.kernel().name, to_string(context_->isa()));
+    pack(values, 0, experts, {}, threads, &weights_);
+    kernel_ = kernel_of(*context_, weights_);
   }
 
   void unload() override { weights_ = PackedWeights(); }
@@ -172,39 +150,6 @@ class Moeops final : public GroupedMatmulImpl {
   PackedWeights weights_;
   std::string kernel_;
   std::set<TunedShape> tuned_;
-};
-
-// Weights as a model file has them: [experts, n, k].
-class PlainWeights {
- public:
-  void load(const WeightValues& values, int64_t experts, int threads) {
-    form_.emplace(values.form());
-    experts_ = experts;
-    check(HugeBuffer::allocate(experts * form_->expert_bytes(), &buffer_));
-#pragma omp parallel for num_threads(threads)
-    for (int64_t e = 0; e < experts; ++e) values.fill_expert(e, expert(e));
-    scales_.clear();
-    for (int64_t e = 0; form_->has_scales() && e < experts; ++e) {
-      scales_.insert(scales_.end(), values.scales().begin(), values.scales().end());
-    }
-  }
-  void unload() { buffer_ = HugeBuffer(); }
-  char* expert(int64_t e) const {
-    return static_cast<char*>(buffer_.data()) + e * form_->expert_bytes();
-  }
-  const GemmForm& form() const { return *form_; }
-  ref::Weights view() const {
-    ref::Weights weights;
-    weights.w = {buffer_.data(), {form_->x, {experts_, form_->n, form_->k}}};
-    if (form_->has_scales()) weights.w_scale = {scales_.data(), {experts_, form_->n}};
-    return weights;
-  }
-
- private:
-  std::optional<GemmForm> form_;
-  int64_t experts_ = 0;
-  HugeBuffer buffer_;
-  std::vector<float> scales_;
 };
 
 // What one writes without a MoE library: a BLAS call for each expert, sgemv where it has one row

@@ -21,12 +21,14 @@ struct Group {
   int64_t rows;
 };
 
-// y [rows, n] = x [rows, k] times the weights of each group's expert, in the form's dtypes.
+// y [rows, n] = x [rows, k] times the weights of each group's expert, in the form's dtypes, or what
+// an operator like it makes of them.
 struct GemmCall {
   std::span<const Group> groups;
   const void* x;
-  const float* x_scale;  // [rows]; null unless the form has scales
+  const float* x_scale;  // [rows]; null where the rows of x have none
   void* y;
+  float* y_scale;  // [rows]; for operators that quantise their result
   int64_t rows;
 };
 

@@ -50,7 +50,7 @@ struct Arguments {
 int list() {
   const auto line = [](const std::string& name, const std::string& dtypes,
                        const std::string& variants, const std::string& impls) {
-    fmt::print("{:<21} {:<14} {:<28} {}\n", name, dtypes, variants, impls);
+    fmt::print("{:<28} {:<14} {:<28} {}\n", name, dtypes, variants, impls);
   };
   const auto words = [](const std::vector<std::string>& list) {
     return list.empty() ? "-" : fmt::format("{}", fmt::join(list, " "));

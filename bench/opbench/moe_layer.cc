@@ -11,6 +11,7 @@
 #include "bench/opbench/measure.h"
 #include "bench/opbench/moe_layer_impls.h"
 #include "bench/opbench/operators.h"
+#include "bench/opbench/weights.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {
@@ -18,10 +19,6 @@ namespace moeops::bench {
 using tools::Error;
 
 namespace {
-
-void check(const Status& status) {
-  if (!status.ok()) throw Error(status.message());
-}
 
 // One layer with one routing of some tokens.
 struct Load {

@@ -11,10 +11,10 @@
 #include <moeops/ref/ref.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "bench/opbench/context.h"
 #include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/weights.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {
@@ -22,36 +22,6 @@ namespace moeops::bench {
 namespace {
 
 using tools::Error;
-
-void check(const Status& status) {
-  if (!status.ok()) throw Error(status.message());
-}
-
-// Packs `experts` experts; gate and up together where the weights come before a SwiGLU.
-void pack(const WeightValues& values, int64_t experts, const SwigluParams* swiglu, int threads,
-          PackedWeights* out) {
-  const GemmForm& form = values.form();
-  PackedWeightsForm packed = {.dtype = form.x, .experts = experts, .n = form.n, .k = form.k};
-  if (swiglu != nullptr) {
-    packed.role = WeightRole::kGateUp;
-    packed.gate = swiglu->gate;
-  }
-  check(PackedWeights::create(packed, out));
-  ConstTensorView scales;
-  if (form.has_scales()) scales = {values.scales().data(), {form.n}};
-  std::atomic<bool> failed{false};
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<char> plain(static_cast<size_t>(form.expert_bytes()));
-#pragma omp for schedule(dynamic)
-    for (int64_t e = 0; e < experts; ++e) {
-      values.fill_expert(e, plain.data());
-      const ConstTensorView w{plain.data(), {form.x, {form.n, form.k}}};
-      if (!out->pack_expert(e, w, false, scales).ok()) failed = true;
-    }
-  }
-  if (failed) throw Error("packing the weights failed");
-}
 
 // The call's arguments that do not depend on where the weights are.
 MoeLayerArgs args_of(const LayerValues& values, const LayerCall& call) {
@@ -77,8 +47,8 @@ class Moeops final : public LayerImpl {
   void load(const LayerValues& values, int64_t experts, int64_t, int threads) override {
     values_.emplace(values);
     context_ = make_context(threads, isa_);
-    pack(values.w13, experts, &values.swiglu, threads, &w13_);
-    pack(values.w2, experts, nullptr, threads, &w2_);
+    pack(values.w13, 0, experts, gate_up(values.swiglu), threads, &w13_);
+    pack(values.w2, 0, experts, {}, threads, &w2_);
   }
   void unload() override {
     w13_ = PackedWeights();
@@ -118,7 +88,7 @@ class Chain final : public LayerImpl {
     values_.emplace(values);
     context_ = make_context(threads, isa_);
     if (fused()) {
-      pack(values.w13, experts, &values.swiglu, threads, &packed_w13_);
+      pack(values.w13, 0, experts, gate_up(values.swiglu), threads, &packed_w13_);
     } else {
       w13_->load(values.w13, experts, threads);
     }
@@ -150,10 +120,10 @@ class Chain final : public LayerImpl {
     if (fused()) {
       first_gemm_fused(slots);
     } else {
-      w13_->run({groups_, x_.data(), scale(x_scale_), gate_up_.data(), slots});
+      w13_->run({groups_, x_.data(), scale(x_scale_), gate_up_.data(), nullptr, slots});
       activate(slots);
     }
-    w2_->run({groups_, second_input().data(), scale(h_scale_), y_.data(), slots});
+    w2_->run({groups_, second_input().data(), scale(h_scale_), y_.data(), nullptr, slots});
     TokenUnpermuteArgs back;
     back.permuted = view(y_, values_->activations(), slots, values_->hidden());
     back.sorted_indices = {row_index_.data(), {slots}};

@@ -57,7 +57,7 @@ struct Operator {
 // All of them, in the order of a layer's call.
 const std::vector<Operator>& operators();
 
-// Each stands in a file of its name.
+// Each stands in a file of its name, or with its kin.
 Operator gating_top_k_operator();
 Operator init_routing_operator();
 Operator token_permute_operator();
@@ -67,6 +67,9 @@ Operator dynamic_quant_operator();
 Operator swiglu_operator();
 Operator dequant_swiglu_quant_operator();
 Operator grouped_matmul_operator();
+Operator grouped_matmul_swiglu_quant_operator();
+Operator quant_matmul_operator();
+Operator w8a8_linear_operator();
 Operator moe_layer_operator();
 
 }  // namespace moeops::bench

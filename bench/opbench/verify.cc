@@ -49,10 +49,15 @@ Expected expected_of(const GemmCall& call, const WeightValues& values, int64_t e
 
 std::string verify(GroupedMatmulImpl& impl, const GemmCall& call, const WeightValues& values,
                    uint64_t seed) {
+  std::memset(call.y, 0xFF,
+              static_cast<size_t>(call.rows * values.form().n * size_of(values.form().y)));  // NaN
+  impl.run(call);
+  return verify_result(call, values, seed);
+}
+
+std::string verify_result(const GemmCall& call, const WeightValues& values, uint64_t seed) {
   const GemmForm& form = values.form();
   const int64_t count = call.rows * form.n;
-  std::memset(call.y, 0xFF, static_cast<size_t>(count * size_of(form.y)));  // NaN
-  impl.run(call);
   for (int64_t i = 0; i < count; ++i) {
     const float y = load_value(form.y, call.y, i);
     if (!std::isfinite(y)) {

@@ -5,10 +5,11 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <numeric>
 #include <string>
 
-#include "bench/opbench/grouped_matmul_impls.h"
+#include "bench/opbench/gemm_bench.h"
 #include "bench/opbench/measure.h"
 #include "bench/opbench/operators.h"
 #include "bench/opbench/problem.h"
@@ -232,7 +233,8 @@ struct SmallGemm {
     for (int64_t i = 0; form.has_scales() && i < call.rows; ++i) {
       x_scale.push_back(0.01f * static_cast<float>(i + 1));
     }
-    call = {groups, x.data(), form.has_scales() ? x_scale.data() : nullptr, y.data(), call.rows};
+    call = {groups,   x.data(), form.has_scales() ? x_scale.data() : nullptr,
+            y.data(), nullptr,  call.rows};
   }
 
   WeightValues values;
@@ -266,6 +268,51 @@ TEST(Verify, EveryImplementationIsRight) {
       EXPECT_EQ(verify(*impl, gemm.call, gemm.values, 1), "") << name << ", " << dtype;
     }
   }
+}
+
+// Another implementation's result with one mistake in it.
+class Spoilt final : public GroupedMatmulImpl {
+ public:
+  Spoilt(std::unique_ptr<GroupedMatmulImpl> right, std::function<void(const GemmCall&)> spoil)
+      : right_(std::move(right)), spoil_(std::move(spoil)) {}
+  std::string name() const override { return right_->name(); }
+  std::string detail() const override { return ""; }
+  void load(const WeightValues& values, int64_t experts, int threads) override {
+    right_->load(values, experts, threads);
+  }
+  void unload() override { right_->unload(); }
+  void run(const GemmCall& call) override {
+    right_->run(call);
+    spoil_(call);
+  }
+
+ private:
+  std::unique_ptr<GroupedMatmulImpl> right_;
+  std::function<void(const GemmCall&)> spoil_;
+};
+
+TEST(Verify, SeesMistakesOfTheFusedOperator) {
+  SmallGemm gemm(70, 96, "w8a8", {{2, 5}, {0, 1}, {4, 9}});
+  std::vector<float> y_scale(15);
+  gemm.call.y_scale = y_scale.data();
+  const GemmOperator op = swiglu_quant_gemm();
+  const auto verdict = [&](const std::function<void(const GemmCall&)>& spoil) {
+    Spoilt impl(op.make_impl("moeops", {}), spoil);
+    impl.load(gemm.values, 6, 2);
+    return op.verify(impl, gemm.call, gemm.values, 1);
+  };
+  const auto q = [](const GemmCall& call, int64_t i) -> int8_t& {
+    return static_cast<int8_t*>(call.y)[i];
+  };
+  EXPECT_EQ(verdict([](const GemmCall&) {}), "");
+  EXPECT_EQ(verdict([&](const GemmCall& call) { q(call, 15 * 35 - 1) = -128; }),
+            "q[14,34] is not written");
+  EXPECT_EQ(verdict([&](const GemmCall& call) { q(call, 5 * 35) ^= 2; }).find("q[5,0] = "), 0u);
+  EXPECT_EQ(verdict([](const GemmCall& call) { call.y_scale[14] *= 1.001f; }).find("scale[14] = "),
+            0u);
+  EXPECT_EQ(
+      verdict([](const GemmCall& call) { call.y_scale[3] = NAN; }).find("scale[3] is not written"),
+      0u);
 }
 
 // One for all tests, of what its caches hold: the figures do not matter here.
@@ -323,6 +370,47 @@ TEST(RunGroupedMatmul, SmallProblem) {
   EXPECT_EQ(results[7].impl, "openblas");
 }
 
+bool multiplies(const std::string& name) {
+  return name.find("matmul") != std::string::npos || name == "w8a8_linear" || name == "moe_layer";
+}
+
+// The operators around grouped_matmul, by every implementation.
+TEST(RunGemms, SmallProblem) {
+  Options options;
+  options.problem = {"small", 96, 64, 8, 2, 0};
+  options.gemms = {"w13"};
+  options.tokens = {20};
+  options.routing.emplace("balanced");
+  options.dtype = "w8a8";
+  options.threads = 2;
+  options.cold = false;
+  options.reps = 1;
+  options.min_seconds = 0;
+  for (const Operator& op : operators()) {
+    if (!multiplies(op.name) || op.name == "grouped_matmul" || op.name == "moe_layer") continue;
+    options.impls = op.impls("w8a8", machine().isa);
+    const bool one_matrix = op.name != "grouped_matmul_swiglu_quant";
+    const std::vector<Result> results = op.run(options, shared_meter(), [](const std::string&) {});
+    ASSERT_EQ(results.size(), options.impls.size()) << op.name;
+    for (const Result& r : results) {
+      EXPECT_TRUE(r.verified) << r.repro << ": " << r.wrong;
+      EXPECT_GT(r.median_ms, 0);
+      EXPECT_EQ(r.rows, one_matrix ? r.tokens : 2 * r.tokens);
+      EXPECT_EQ(r.active_experts, one_matrix ? 1 : 8);
+      const int64_t x = op.name == "w8a8_linear" ? 2 * r.k : r.k + 4;
+      EXPECT_EQ(r.read_bytes, r.active_experts * r.n * (r.k + 4) + r.rows * x);
+      const bool quantises = !one_matrix && r.impl != "bare";
+      EXPECT_EQ(r.written_bytes, r.rows * (quantises ? r.n / 2 + 4 : 2 * r.n));
+    }
+  }
+  options.gemms = {"w2"};
+  const Operator op = grouped_matmul_swiglu_quant_operator();
+  EXPECT_NE(error_of([&] {
+              op.run(options, shared_meter(), [](const std::string&) {});
+            }).find("--gemm w2: grouped_matmul_swiglu_quant is w13"),
+            std::string::npos);
+}
+
 // Every operator without weights, in all its forms and dtypes: verified, and its bytes counted.
 TEST(RunRows, SmallProblem) {
   Options options;
@@ -336,7 +424,7 @@ TEST(RunRows, SmallProblem) {
   options.reps = 1;
   options.min_seconds = 0;
   for (const Operator& op : operators()) {
-    if (op.name == "grouped_matmul" || op.name == "moe_layer") continue;
+    if (multiplies(op.name)) continue;
     options.variants = op.variants;
     // The other dtypes differ in nothing that is measured, and the limits take their time.
     options.dtype = op.dtypes.front();

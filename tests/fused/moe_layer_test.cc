@@ -726,32 +726,34 @@ TEST(MoeLayer, SameBitsConcurrentlyAndNested) {
 TEST(MoeLayer, AllocatesNothingAfterTheFirstCall) {
   for (const Types& types : kTypes) {
     for (const int threads : {1, 2}) {
-      for (const bool limited : {false, true}) {
-        Draw draw(19);
-        Layer layer(draw, {.x = types.x,
-                           .w = types.w,
-                           .T = 40,
-                           .H = 130,
-                           .I = 300,
-                           .E = 8,
-                           .K = 3,
-                           .S = 1,
-                           .Is = 40,
-                           .allow_masked = true});
-        Context ctx({.threads = threads});
-        if (limited) layer.call.args.scratch_limit = 2 * least_scratch(ctx, layer);
-        const int64_t before = test::allocation_count();
-        ASSERT_TRUE(moe_layer(ctx, layer.call.packed, layer.call.args).ok());
-        EXPECT_EQ(test::allocation_count() > before, test::kCountsAllocations);
-        for (int i = 0; i < 20; ++i) {
-          layer.route(draw);
-          if (i % 5 == 0) {
-            layer.ids.set_each([&] { return static_cast<float>(i % 8); });
+      for (const int64_t tokens : {1, 40}) {
+        for (const bool limited : {false, true}) {
+          Draw draw(19);
+          Layer layer(draw, {.x = types.x,
+                             .w = types.w,
+                             .T = tokens,
+                             .H = 130,
+                             .I = 300,
+                             .E = 8,
+                             .K = 3,
+                             .S = 1,
+                             .Is = 40,
+                             .allow_masked = true});
+          Context ctx({.threads = threads});
+          if (limited) layer.call.args.scratch_limit = 2 * least_scratch(ctx, layer);
+          const int64_t before = test::allocation_count();
+          ASSERT_TRUE(moe_layer(ctx, layer.call.packed, layer.call.args).ok());
+          EXPECT_EQ(test::allocation_count() > before, test::kCountsAllocations);
+          for (int i = 0; i < 20; ++i) {
+            layer.route(draw);
+            if (i % 5 == 0) {
+              layer.ids.set_each([&] { return static_cast<float>(i % 8); });
+            }
+            const int64_t inside = test::allocation_count();
+            const Status status = moe_layer(ctx, layer.call.packed, layer.call.args);
+            ASSERT_EQ(test::allocation_count(), inside) << to_text(layer.form);
+            ASSERT_TRUE(status.ok()) << status.message();
           }
-          const int64_t inside = test::allocation_count();
-          const Status status = moe_layer(ctx, layer.call.packed, layer.call.args);
-          ASSERT_EQ(test::allocation_count(), inside) << to_text(layer.form);
-          ASSERT_TRUE(status.ok()) << status.message();
         }
       }
     }

@@ -22,32 +22,39 @@ struct Load {
   int64_t rows = 0;
 };
 
+Load load_of(int64_t tokens, const std::vector<int64_t>& rows) {
+  Load load;
+  load.tokens = tokens;
+  for (const int64_t r : rows) {
+    if (r > 0) load.active_rows.push_back(r);
+    load.rows += r;
+  }
+  return load;
+}
+
+Load routed_load(const Options& options, int64_t tokens, uint64_t seed) {
+  const Problem& problem = options.problem;
+  return load_of(tokens,
+                 options.routing->rows_per_expert(tokens, problem.experts, problem.top_k, seed));
+}
+
 std::vector<Load> make_loads(const GemmOperator& op, const Options& options) {
   std::vector<Load> loads;
-  const auto add = [&](int64_t tokens, const std::vector<int64_t>& rows) {
-    Load load;
-    load.tokens = tokens;
-    for (const int64_t r : rows) {
-      if (r > 0) load.active_rows.push_back(r);
-      load.rows += r;
-    }
-    loads.push_back(std::move(load));
-  };
   const Problem& problem = options.problem;
   if (!options.rows.empty()) {
     if (static_cast<int64_t>(options.rows.size()) > problem.experts) {
       throw Error(
           fmt::format("--rows: {} values for {} experts", options.rows.size(), problem.experts));
     }
-    add(0, options.rows.size() > 1
+    loads.push_back(load_of(
+        0, options.rows.size() > 1
                ? options.rows
-               : std::vector<int64_t>(static_cast<size_t>(problem.experts), options.rows[0]));
+               : std::vector<int64_t>(static_cast<size_t>(problem.experts), options.rows[0])));
     return loads;
   }
   for (const int64_t tokens : options.tokens) {
-    add(tokens, op.one_matrix ? std::vector<int64_t>{tokens}
-                              : options.routing->rows_per_expert(tokens, problem.experts,
-                                                                 problem.top_k, options.seed));
+    loads.push_back(op.one_matrix ? load_of(tokens, {tokens})
+                                  : routed_load(options, tokens, options.seed));
   }
   return loads;
 }
@@ -182,7 +189,8 @@ class GemmBench {
       return {meter_.dot_peak(form_.x), meter_.read_gbps()};
     };
     const auto timed_call = [&] {
-      const GemmCall call = next_call(load);
+      if (options_.fresh_routings > 0) fresh_ = routed_load(options_, load.tokens, ++fresh_seed_);
+      const GemmCall call = next_call(options_.fresh_routings > 0 ? fresh_ : load);
       const double start = seconds_now();
       impl.run(call);
       return seconds_now() - start;
@@ -205,6 +213,8 @@ class GemmBench {
   bool cold_ = false;
   int64_t cursor_ = 0;
   std::vector<Group> groups_;
+  uint64_t fresh_seed_ = options_.seed;
+  Load fresh_;
 };
 
 }  // namespace
@@ -246,6 +256,7 @@ std::vector<Result> run_gemms(const GemmOperator& op, const Options& options,
         r.k = gemm.k;
         r.dtype = options.dtype;
         r.routing = options.rows.empty() ? options.routing->text() : "rows";
+        r.fresh_routings = options.fresh_routings;
         r.impl = impls[i]->name();
         r.impl_detail = details[i];
         r.isa = to_string(isa);
@@ -280,6 +291,7 @@ Operator grouped_matmul_operator() {
           .tokens = "1,16,128,1024",  // from one row an expert, where weights stream, to 64
           .takes_rows = true,
           .tunes = true,
+          .fresh_routings = true,
           .run = [op](const Options& options, const LimitsMeter& meter, const Progress& progress) {
             return run_gemms(op, options, meter, progress);
           }};

@@ -271,6 +271,7 @@ Operator grouped_matmul_swiglu_quant_operator() {
           },
       .tokens = "1,16,128,1024",
       .takes_rows = true,
+      .fresh_routings = true,
       .run = [op](const Options& options, const LimitsMeter& meter,
                   const Progress& progress) { return run_gemms(op, options, meter, progress); }};
 }

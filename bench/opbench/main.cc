@@ -29,9 +29,10 @@ struct Arguments {
   std::string tokens;
   std::string rows;
   std::string threads;
-  std::string dtype;
+  std::vector<std::string> dtypes;
   std::vector<std::string> variants;
   std::string routing = "uniform";
+  int64_t fresh_routings = 0;
   std::vector<std::string> impls;
   std::string isa;
   std::string weights = "cold";
@@ -101,7 +102,7 @@ void check_known(const char* option, const Operator& op, const std::string& valu
                                           fmt::join(known, ", ")));
 }
 
-Options options_of(const Arguments& args, const Operator& op) {
+Options options_of(const Arguments& args, const Operator& op, const std::string& dtype) {
   Options options;
   options.problem = load_problem(args.problem);
   options.gemms = args.gemms;
@@ -112,7 +113,7 @@ Options options_of(const Arguments& args, const Operator& op) {
     options.tokens = parse_list("--tokens", args.tokens.empty() ? op.tokens : args.tokens);
     options.routing.emplace(args.routing);
   }
-  options.dtype = args.dtype.empty() ? op.dtypes.front() : args.dtype;
+  options.dtype = dtype;
   check_known("--dtype", op, options.dtype, op.dtypes);
   options.variants = args.variants;
   if (options.variants.empty() && !op.variants.empty()) options.variants = {op.variants.front()};
@@ -140,6 +141,17 @@ Options options_of(const Arguments& args, const Operator& op) {
   options.cold = args.weights == "cold";
   options.reps = args.reps;
   options.min_seconds = args.min_time;
+  if (args.fresh_routings > 0) {
+    if (!op.fresh_routings || !args.rows.empty() || args.routing.starts_with("trace:")) {
+      throw Error(fmt::format("--fresh-routings: not with {}", !op.fresh_routings ? op.name
+                                                               : args.rows.empty()
+                                                                   ? "--routing trace"
+                                                                   : "--rows"));
+    }
+    options.fresh_routings = args.fresh_routings;
+    options.reps = args.fresh_routings;
+    options.min_seconds = 0;
+  }
   options.seed = args.seed;
   options.explain = args.explain;
   options.tune = args.tune;
@@ -187,7 +199,10 @@ int run(const Arguments& args) {
   std::vector<std::pair<const Operator*, Options>> runs;
   for (const std::string& name : args.ops) {
     const Operator& op = operator_of(name);
-    runs.emplace_back(&op, options_of(args, op));
+    const std::vector<std::string> first = {op.dtypes.front()};
+    for (const std::string& dtype : args.dtypes.empty() ? first : args.dtypes) {
+      runs.emplace_back(&op, options_of(args, op, dtype));
+    }
   }
   std::vector<int64_t> threads = {machine().threads};
   if (!args.threads.empty()) threads = parse_list("--threads", args.threads);
@@ -261,12 +276,17 @@ int main_of(int argc, char** argv) {
   app.add_option("--rows", args.rows, "Instead of tokens: rows of every expert, or of each, a list")
       ->excludes(tokens);
   app.add_option("--threads", args.threads, "A list; default: all CPUs the process may use");
-  app.add_option("--dtype", args.dtype, "Default: the operator's first in --list");
+  app.add_option("--dtype", args.dtypes, "With commas; default: the operator's first in --list")
+      ->delimiter(',');
   app.add_option("--variant", args.variants,
                  "Forms of the operator, with commas; default: its first in --list")
       ->delimiter(',');
   app.add_option("--routing", args.routing, "uniform, balanced, zipf:S, hot:F or trace:FILE")
       ->capture_default_str();
+  app.add_option("--fresh-routings", args.fresh_routings,
+                 "So many calls, each with a routing of its own, and the slowest of them against "
+                 "its neighbours")
+      ->check(CLI::Range(int64_t{18}, int64_t{100000}));
   app.add_option("--impl", args.impls, "Implementations, with commas; default all but ref")
       ->delimiter(',');
   app.add_option("--isa", args.isa, "Force a lower ISA");

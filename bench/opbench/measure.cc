@@ -30,6 +30,23 @@ bool agree(const std::vector<double>& a, const std::vector<double>& b) {
   return true;
 }
 
+// The largest ratio of a call's time to the median of the 8 calls nearest to it.
+double worst_of_neighbours(const std::vector<double>& times) {
+  constexpr size_t kNeighbours = 8;
+  if (times.size() <= kNeighbours) return 0;
+  double worst = 0;
+  for (size_t i = 0; i < times.size(); ++i) {
+    const size_t first = std::min(i - std::min(i, kNeighbours / 2), times.size() - kNeighbours - 1);
+    std::vector<double> others;
+    for (size_t j = first; j <= first + kNeighbours; ++j) {
+      if (j != i) others.push_back(times[j]);
+    }
+    std::sort(others.begin(), others.end());
+    worst = std::max(worst, times[i] / quantile(others, 0.5));
+  }
+  return worst;
+}
+
 }  // namespace
 
 double Measured::limit(size_t i) const {
@@ -75,6 +92,7 @@ void measure(const Options& options, const std::function<std::vector<double>()>&
     after = read_limits();
     steady = agree(before, after);
   }
+  measured.worst_of_neighbours = std::max(measured.worst_of_neighbours, worst_of_neighbours(times));
   measured.times.insert(measured.times.end(), times.begin(), times.end());
   measured.limits.push_back(before);
   measured.limits.push_back(after);
@@ -96,6 +114,8 @@ void fill_times(const Measured& measured, Result& result) {
   result.reps = static_cast<int64_t>(times.size());
   result.median_ms = 1e3 * median;
   result.min_ms = 1e3 * times.front();
+  result.max_ms = 1e3 * times.back();
+  result.worst_of_neighbours = measured.worst_of_neighbours;
   result.spread = (quantile(times, 0.75) - quantile(times, 0.25)) / median;
 }
 
@@ -114,6 +134,7 @@ std::string common_repro(const Options& options, const Result& r) {
   if (!options.tuning_cache.empty()) {
     text += fmt::format(" --tuning-cache {}", options.tuning_cache);
   }
+  if (r.fresh_routings > 0) text += fmt::format(" --fresh-routings {}", r.fresh_routings);
   if (options.isa.has_value()) text += fmt::format(" --isa {}", to_string(*options.isa));
   return text;
 }

@@ -15,6 +15,7 @@ namespace moeops::bench {
 struct Measured {
   std::string wrong;                        // not empty: nothing was timed
   std::vector<double> times;                // seconds
+  double worst_of_neighbours = 0;           // see Result
   bool steady = true;                       // the limits around every visit agreed
   std::vector<std::vector<double>> limits;  // those readings, all of one length
   std::vector<std::string> explain;

@@ -37,12 +37,7 @@ class LayerBench {
     choose_pool();
     int64_t most = 0;
     for (const int64_t tokens : options.tokens) {
-      Load load{tokens,
-                options.routing->expert_ids(tokens, experts_, options.problem.top_k, options.seed),
-                {}};
-      const std::set<int32_t> active(load.choices.begin(), load.choices.end());
-      load.active.assign(active.begin(), active.end());
-      loads_.push_back(std::move(load));
+      loads_.push_back(load_of(tokens, options.seed));
       most = std::max(most, tokens);
     }
     slots_ = most * options.problem.top_k;
@@ -138,6 +133,14 @@ class LayerBench {
     cold_ = options_.cold && pool_ * each >= cold_bytes();
   }
 
+  Load load_of(int64_t tokens, uint64_t seed) const {
+    Load load{
+        tokens, options_.routing->expert_ids(tokens, experts_, options_.problem.top_k, seed), {}};
+    const std::set<int32_t> active(load.choices.begin(), load.choices.end());
+    load.active.assign(active.begin(), active.end());
+    return load;
+  }
+
   // The load's experts are the next ones of the pool (the first ones again when warm).
   LayerCall next_call(const Load& load) {
     std::vector<int32_t> place(static_cast<size_t>(experts_));
@@ -199,7 +202,8 @@ class LayerBench {
       return {meter_.dot_peak(values_.w13.form().x), meter_.read_gbps()};
     };
     const auto timed_call = [&] {
-      const LayerCall call = next_call(load);
+      if (options_.fresh_routings > 0) fresh_ = load_of(load.tokens, ++fresh_seed_);
+      const LayerCall call = next_call(options_.fresh_routings > 0 ? fresh_ : load);
       const double start = seconds_now();
       impl.run(call);
       return seconds_now() - start;
@@ -219,6 +223,8 @@ class LayerBench {
   std::vector<float> weights_;
   int64_t cursor_ = 0;
   std::vector<int32_t> ids_;
+  uint64_t fresh_seed_ = options_.seed;
+  Load fresh_;
 };
 
 std::vector<Result> run_moe_layer(const Options& options, const LimitsMeter& meter,
@@ -253,6 +259,7 @@ std::vector<Result> run_moe_layer(const Options& options, const LimitsMeter& met
         r.dtype = options.dtype;
         r.variant = variant;
         r.routing = options.routing->text();
+        r.fresh_routings = options.fresh_routings;
         r.impl = impls[i]->name();
         r.impl_detail = details[i];
         r.isa = to_string(isa);
@@ -278,6 +285,7 @@ Operator moe_layer_operator() {
           .variants = {"silu", "swiglu_oai"},
           .impls = layer_impl_names,
           .tokens = "1,32,512,4096",
+          .fresh_routings = true,
           .run = run_moe_layer};
 }
 

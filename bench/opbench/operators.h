@@ -23,6 +23,7 @@ struct Options {
   // Instead of tokens: rows of every expert (one value), or of the first experts (several).
   std::vector<int64_t> rows;
   std::optional<Routing> routing;
+  int64_t fresh_routings = 0;  // not 0: every call has a routing of its own
   std::string dtype;
   std::vector<std::string> variants;  // empty for an operator of one form
   std::vector<std::string> impls;
@@ -49,6 +50,7 @@ struct Operator {
   std::string tokens;       // by default
   bool takes_rows = false;  // --rows too
   bool tunes = false;       // --tune too
+  bool fresh_routings = false;
   // Measures every implementation on every load; `progress` is told what is being done. Throws
   // tools::Error.
   std::function<std::vector<Result>(const Options&, const LimitsMeter&, const Progress&)> run;

@@ -24,7 +24,8 @@ std::string identity(const nlohmann::json& result) {
                             "isa", "threads", "weights"}) {
     key += result.at(field).dump() + ' ';
   }
-  return key + result.value("variant", "");
+  return key + result.value("variant", "") +
+         (result.value("fresh_routings", 0) > 0 ? " fresh" : "");
 }
 
 }  // namespace
@@ -42,6 +43,7 @@ nlohmann::json to_json(const Result& r) {
                          {"dtype", r.dtype},
                          {"variant", r.variant},
                          {"routing", r.routing},
+                         {"fresh_routings", r.fresh_routings},
                          {"impl", r.impl},
                          {"impl_detail", r.impl_detail},
                          {"isa", r.isa},
@@ -52,7 +54,9 @@ nlohmann::json to_json(const Result& r) {
                          {"reps", r.reps},
                          {"median_ms", r.median_ms},
                          {"min_ms", r.min_ms},
+                         {"max_ms", r.max_ms},
                          {"spread", r.spread},
+                         {"worst_of_neighbours", r.worst_of_neighbours},
                          {"gops", r.gops},
                          {"gbps", r.gbps},
                          {"tokens_per_s", r.tokens_per_s},
@@ -108,6 +112,12 @@ std::string table(const std::vector<Result>& results) {
                             ? ""
                             : fmt::format("{:.2f}x", r.median_ms / ours->median_ms),
                         r.steady ? "" : "  unsteady");
+    if (r.fresh_routings > 0) {
+      text += fmt::format(
+          "     {} fresh routings: slowest {:.4f} ms, at most {:.2f} times the median of its "
+          "neighbours\n",
+          r.reps, r.max_ms, r.worst_of_neighbours);
+    }
     for (const std::string& words : r.explain) text += fmt::format("     {}\n", words);
   }
   return text;

@@ -24,6 +24,8 @@ struct Result {
   std::string dtype;
   std::string variant;  // empty where the operator has one form
   std::string routing;
+  int64_t fresh_routings = 0;  // not 0: the routings of as many calls; the figures below are those
+                               // of the first
   std::string impl;
   std::string impl_detail;
   std::string isa;
@@ -35,7 +37,10 @@ struct Result {
   int64_t reps = 0;
   double median_ms = 0;
   double min_ms = 0;
-  double spread = 0;  // interquartile range / median
+  double max_ms = 0;
+  double spread = 0;               // interquartile range / median
+  double worst_of_neighbours = 0;  // the largest ratio of a call's time to the median of the 8
+                                   // nearest to it; 0 where there are fewer
   double gops = 0;
   double gbps = 0;
   double tokens_per_s = 0;  // 0 where rows were given

@@ -370,6 +370,56 @@ TEST(RunGroupedMatmul, SmallProblem) {
   EXPECT_EQ(results[7].impl, "openblas");
 }
 
+// Slow calls count against the calls around them, not against all.
+TEST(Measure, TheWorstOfItsNeighbours) {
+  const auto worst = [](std::vector<double> seconds) {
+    Options options;
+    options.reps = 2 * static_cast<int64_t>(seconds.size());
+    options.min_seconds = 0;
+    seconds.insert(seconds.begin(), 100.0);  // the call that only wakes the workers
+    auto next = seconds.begin();
+    Measured m;
+    measure(
+        options, [] { return std::vector<double>{1.0}; }, [&] { return *next++; }, m);
+    Result r;
+    fill_times(m, r);
+    EXPECT_EQ(r.max_ms, 1e3 * *std::max_element(seconds.begin() + 1, seconds.end()));
+    return r.worst_of_neighbours;
+  };
+  EXPECT_EQ(worst({1, 1, 1, 1, 1, 1, 1, 1}), 0) << "too few";
+  EXPECT_EQ(worst({1, 1, 1, 1, 1, 1, 1, 1, 1}), 1);
+  EXPECT_EQ(worst({3, 1, 1, 1, 1, 1, 1, 1, 1, 1}), 3);
+  EXPECT_EQ(worst({1, 1, 1, 1, 1, 1, 1, 1, 1, 4}), 4);
+  // A machine that slows down to half.
+  EXPECT_EQ(worst({1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 2, 2}), 1.5);
+}
+
+// Every call has another routing, of whatever many experts.
+TEST(RunGemms, FreshRoutings) {
+  Options options;
+  options.problem = {"small", 32, 32, 16, 2, 0};
+  options.gemms = {"w13"};
+  options.tokens = {5};
+  options.routing.emplace("uniform");
+  options.fresh_routings = options.reps = 20;
+  options.dtype = "f32";
+  options.impls = {"moeops"};
+  options.threads = 2;
+  options.cold = false;
+  options.min_seconds = 0;
+  for (Operator op : {grouped_matmul_operator(), moe_layer_operator()}) {
+    options.variants = op.variants.empty() ? op.variants : std::vector<std::string>{"silu"};
+    const std::vector<Result> results = op.run(options, shared_meter(), [](const std::string&) {});
+    ASSERT_EQ(results.size(), 1u);
+    EXPECT_TRUE(results[0].verified) << results[0].wrong;
+    EXPECT_EQ(results[0].reps, 20);
+    EXPECT_GE(results[0].worst_of_neighbours, 1);
+    EXPECT_GE(results[0].max_ms, results[0].median_ms);
+    EXPECT_NE(results[0].repro.find("--fresh-routings 20"), std::string::npos);
+    EXPECT_NE(table(results).find("20 fresh routings: slowest "), std::string::npos);
+  }
+}
+
 bool multiplies(const std::string& name) {
   return name.find("matmul") != std::string::npos || name == "w8a8_linear" || name == "moe_layer";
 }

@@ -89,6 +89,8 @@ class GemmBench {
 
   // Whether the pool is large enough for weights to come from memory at every call.
   bool cold() const { return cold_; }
+  // Groups beyond the pool take its first experts again.
+  int64_t experts() const { return op_.one_matrix ? 1 : std::min(pool_, options_.problem.experts); }
 
   void visit(GroupedMatmulImpl& impl, std::vector<Measured>& measured, bool first_visit,
              const Progress& progress) {
@@ -142,8 +144,7 @@ class GemmBench {
     const int64_t enough = cold_bytes();
     pool_ = op_.one_matrix ? 1 : options_.problem.experts;
     if (options_.cold) pool_ = std::max(pool_, (enough + expert_bytes - 1) / expert_bytes);
-    // Padded panels take up to 1 / 16 more; the rest of memory is for the rest of the machine.
-    pool_ = std::min(pool_, available_memory() / 5 * 3 / (expert_bytes + expert_bytes / 16));
+    pool_ = std::min(pool_, experts_that_fit(expert_bytes));
     if (pool_ < 1) {
       throw Error(fmt::format("not enough memory for one expert of {} x {}", form_.n, form_.k));
     }
@@ -249,7 +250,8 @@ std::vector<Result> run_gemms(const GemmOperator& op, const Options& options,
         r.problem = options.problem.name;
         r.tokens = loads[l].tokens;
         r.rows = loads[l].rows;
-        r.experts = op.one_matrix ? 1 : options.problem.experts;
+        r.experts = bench.experts();
+        if (!op.one_matrix) r.note = note_of_experts(r.experts, options.problem);
         r.active_experts = static_cast<int64_t>(loads[l].active_rows.size());
         r.gemm = gemm.name;
         r.n = gemm.n;

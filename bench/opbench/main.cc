@@ -177,6 +177,7 @@ void print_results(const Options& options, const Operator& op, const std::vector
       break;
     }
   }
+  if (const std::string& note = results.front().note; !note.empty()) fmt::print("  {}\n", note);
   fmt::print("{}\n", table(results));
 }
 

@@ -71,6 +71,16 @@ int64_t available_memory() {
   return int64_t{4} << 30;
 }
 
+int64_t experts_that_fit(int64_t expert_bytes) {
+  // Padded panels take up to 1 / 16 more.
+  return available_memory() / 4 * 3 / (expert_bytes + expert_bytes / 16 + 1);
+}
+
+std::string note_of_experts(int64_t used, const Problem& problem) {
+  if (used >= problem.experts) return {};
+  return fmt::format("{} of the {} experts: memory holds no more", used, problem.experts);
+}
+
 int64_t cold_bytes() { return 2 * std::max(machine().l3_bytes, int64_t{32} << 20); }
 
 void measure(const Options& options, const std::function<std::vector<double>()>& read_limits,

@@ -26,6 +26,11 @@ struct Measured {
 double seconds_now();
 int64_t available_memory();
 
+// As many experts as memory holds, padding included, with room for everything else.
+int64_t experts_that_fit(int64_t expert_bytes);
+// What to say of a problem that was cut to them; empty when it was not.
+std::string note_of_experts(int64_t used, const Problem& problem);
+
 // What cold data has to exceed, in bytes, not to be in a cache when it comes up again.
 int64_t cold_bytes();
 

@@ -44,32 +44,54 @@ class Moeops final : public LayerImpl {
     return fmt::format("moe_layer, {}", to_string(context_->isa()));
   }
 
-  void load(const LayerValues& values, int64_t experts, int64_t, int threads) override {
+  void load(const LayerValues& values, const LayerSizes& sizes, int threads) override {
     values_.emplace(values);
+    experts_ = sizes.experts;
     context_ = make_context(threads, isa_);
-    pack(values.w13, 0, experts, gate_up(values.swiglu), threads, &w13_);
-    pack(values.w2, 0, experts, {}, threads, &w2_);
+    pack(values.w13, 0, experts_, gate_up(values.swiglu), threads, &w13_);
+    pack(values.w2, 0, experts_, {}, threads, &w2_);
+    const int64_t S = values.shared_experts;
+    shared_.resize(static_cast<size_t>(S > 0 ? sizes.shared_sets : 0));
+    int64_t first = experts_;
+    for (Shared& set : shared_) {
+      pack(values.w13, first, S, gate_up(values.swiglu), threads, &set.w13);
+      pack(values.w2, first, S, {}, threads, &set.w2);
+      first += S;
+    }
   }
   void unload() override {
     w13_ = PackedWeights();
     w2_ = PackedWeights();
+    shared_.clear();
   }
   void run(const LayerCall& call) override {
     MoeLayerWeights weights;
     weights.w13 = &w13_;
     weights.w2 = &w2_;
+    if (!shared_.empty()) {
+      const int64_t set = (call.first_shared - experts_) / values_->shared_experts;
+      weights.shared_w13 = &shared_[static_cast<size_t>(set)].w13;
+      weights.shared_w2 = &shared_[static_cast<size_t>(set)].w2;
+    }
     check(moe_layer(*context_, weights, args_of(*values_, call)));
   }
 
  private:
+  struct Shared {
+    PackedWeights w13, w2;
+  };
+
   std::optional<Isa> isa_;
   std::optional<LayerValues> values_;
   std::unique_ptr<Context> context_;
+  int64_t experts_ = 0;
   PackedWeights w13_, w2_;
+  std::vector<Shared> shared_;
 };
 
 // The steps of a layer as separate calls, its GEMMs by an implementation of grouped_matmul. With
-// moeops, the first one in w8a8 is the fused grouped_matmul_swiglu_quant.
+// moeops, the first one in w8a8 is the fused grouped_matmul_swiglu_quant. Shared experts are
+// further choices of every token, of weight 1.
 class Chain final : public LayerImpl {
  public:
   Chain(const char* name, const std::string& gemms, std::optional<Isa> isa)
@@ -81,11 +103,17 @@ class Chain final : public LayerImpl {
 
   std::string name() const override { return name_; }
   std::string detail() const override {
-    return fmt::format("operators one after another, GEMMs: {}", w2_->detail());
+    return fmt::format("operators one after another{}, GEMMs: {}",
+                       values_->shared_experts > 0 ? ", shared experts as choices of weight 1" : "",
+                       w2_->detail());
   }
 
-  void load(const LayerValues& values, int64_t experts, int64_t slots, int threads) override {
+  bool rounds_between() const override { return true; }
+
+  void load(const LayerValues& values, const LayerSizes& sizes, int threads) override {
     values_.emplace(values);
+    const int64_t experts = sizes.experts + sizes.shared_sets * values.shared_experts;
+    const int64_t slots = sizes.tokens * (sizes.top_k + values.shared_experts);
     context_ = make_context(threads, isa_);
     if (fused()) {
       pack(values.w13, 0, experts, gate_up(values.swiglu), threads, &packed_w13_);
@@ -114,7 +142,8 @@ class Chain final : public LayerImpl {
     for (HugeBuffer* buffer : {&x_, &gate_up_, &h_, &h_q_, &y_}) *buffer = HugeBuffer();
   }
 
-  void run(const LayerCall& call) override {
+  void run(const LayerCall& routed) override {
+    const LayerCall call = with_shared(routed);
     const int64_t slots = call.tokens * call.top_k;
     permute(call, slots);
     if (fused()) {
@@ -145,6 +174,26 @@ class Chain final : public LayerImpl {
     return w8a8() ? scales.data() : nullptr;
   }
   const HugeBuffer& second_input() const { return w8a8() ? h_q_ : h_; }
+
+  LayerCall with_shared(LayerCall call) {
+    const int64_t S = values_->shared_experts;
+    if (S == 0) return call;
+    ids_.clear();
+    weights_.clear();
+    for (int64_t t = 0; t < call.tokens; ++t) {
+      const int64_t at = t * call.top_k;
+      ids_.insert(ids_.end(), call.expert_ids + at, call.expert_ids + at + call.top_k);
+      weights_.insert(weights_.end(), call.weights + at, call.weights + at + call.top_k);
+      for (int64_t s = 0; s < S; ++s) {
+        ids_.push_back(static_cast<int32_t>(call.first_shared + s));
+        weights_.push_back(1.0f);
+      }
+    }
+    call.top_k += S;
+    call.expert_ids = ids_.data();
+    call.weights = weights_.data();
+    return call;
+  }
 
   void permute(const LayerCall& call, int64_t slots) {
     InitRoutingArgs args;
@@ -198,6 +247,8 @@ class Chain final : public LayerImpl {
   std::unique_ptr<Context> context_;
   std::unique_ptr<GroupedMatmulImpl> w13_, w2_;
   PackedWeights packed_w13_;
+  std::vector<int32_t> ids_;
+  std::vector<float> weights_;
   std::vector<int64_t> counts_;
   std::vector<int32_t> row_index_;
   std::vector<float> x_scale_, h_scale_;
@@ -205,53 +256,79 @@ class Chain final : public LayerImpl {
   HugeBuffer x_, gate_up_, h_, h_q_, y_;
 };
 
-// Plain weights of some experts of `all`, for the reference.
-class PlainLayer {
+// Plain weights of some of the values' experts, for the reference.
+class PlainExperts {
  public:
-  PlainLayer(const LayerValues& values, const std::vector<int32_t>& experts) {
-    fill(values.w13, experts, &w13_, &w13_scale_, &weights_.w13, &weights_.w13_scale);
-    fill(values.w2, experts, &w2_, &w2_scale_, &weights_.w2, &weights_.w2_scale);
+  PlainExperts(const WeightValues& values, const std::vector<int64_t>& experts)
+      : form_(values.form()) {
+    check(HugeBuffer::allocate(static_cast<int64_t>(experts.size()) * form_.expert_bytes(), &w_));
+    for (size_t i = 0; i < experts.size(); ++i) {
+      values.fill_expert(experts[i], at(static_cast<int64_t>(i)));
+      scales_.insert(scales_.end(), values.scales().begin(), values.scales().end());
+    }
   }
-  const ref::MoeLayerWeights& weights() const { return weights_; }
+  ConstTensorView w(int64_t first, int64_t count) const {
+    return {at(first), {form_.x, {count, form_.n, form_.k}}};
+  }
+  // Those of all experts are alike.
+  ConstTensorView scales(int64_t count) const {
+    if (!form_.has_scales()) return {};
+    return {scales_.data(), {count, form_.n}};
+  }
 
  private:
-  static void fill(const WeightValues& values, const std::vector<int32_t>& experts,
-                   HugeBuffer* buffer, std::vector<float>* scales, ConstTensorView* w,
-                   ConstTensorView* w_scale) {
-    const GemmForm& form = values.form();
-    const auto count = static_cast<int64_t>(experts.size());
-    check(HugeBuffer::allocate(count * form.expert_bytes(), buffer));
-    for (int64_t i = 0; i < count; ++i) {
-      values.fill_expert(experts[static_cast<size_t>(i)],
-                         static_cast<char*>(buffer->data()) + i * form.expert_bytes());
-      scales->insert(scales->end(), values.scales().begin(), values.scales().end());
-    }
-    *w = {buffer->data(), {form.x, {count, form.n, form.k}}};
-    if (form.has_scales()) *w_scale = {scales->data(), {count, form.n}};
+  char* at(int64_t i) const { return static_cast<char*>(w_.data()) + i * form_.expert_bytes(); }
+
+  GemmForm form_;
+  HugeBuffer w_;
+  std::vector<float> scales_;
+};
+
+class PlainLayer {
+ public:
+  PlainLayer(const LayerValues& values, const std::vector<int64_t>& experts)
+      : w13_(values.w13, experts), w2_(values.w2, experts), shared_(values.shared_experts) {}
+
+  // The first `count` are the routed ones; the shared ones begin at `first_shared`.
+  ref::MoeLayerWeights weights(int64_t count, int64_t first_shared) const {
+    ref::MoeLayerWeights weights;
+    weights.w13 = w13_.w(0, count);
+    weights.w13_scale = w13_.scales(count);
+    weights.w2 = w2_.w(0, count);
+    weights.w2_scale = w2_.scales(count);
+    if (shared_ == 0) return weights;
+    weights.shared_w13 = w13_.w(first_shared, shared_);
+    weights.shared_w13_scale = w13_.scales(shared_);
+    weights.shared_w2 = w2_.w(first_shared, shared_);
+    weights.shared_w2_scale = w2_.scales(shared_);
+    return weights;
   }
 
-  HugeBuffer w13_, w2_;
-  std::vector<float> w13_scale_, w2_scale_;
-  ref::MoeLayerWeights weights_;
+ private:
+  PlainExperts w13_, w2_;
+  int64_t shared_;
 };
 
 class Reference final : public LayerImpl {
  public:
   std::string name() const override { return "ref"; }
   std::string detail() const override { return "naive, one thread"; }
-  void load(const LayerValues& values, int64_t experts, int64_t, int) override {
+  void load(const LayerValues& values, const LayerSizes& sizes, int) override {
     values_.emplace(values);
-    std::vector<int32_t> all;
-    for (int64_t e = 0; e < experts; ++e) all.push_back(static_cast<int32_t>(e));
+    experts_ = sizes.experts;
+    std::vector<int64_t> all;
+    const int64_t count = experts_ + sizes.shared_sets * values.shared_experts;
+    for (int64_t e = 0; e < count; ++e) all.push_back(e);
     layer_ = std::make_unique<PlainLayer>(values, all);
   }
   void unload() override { layer_.reset(); }
   void run(const LayerCall& call) override {
-    check(ref::moe_layer(layer_->weights(), args_of(*values_, call)));
+    check(ref::moe_layer(layer_->weights(experts_, call.first_shared), args_of(*values_, call)));
   }
 
  private:
   std::optional<LayerValues> values_;
+  int64_t experts_ = 0;
   std::unique_ptr<PlainLayer> layer_;
 };
 
@@ -277,8 +354,9 @@ std::vector<float> reference_token(const LayerValues& values, const LayerCall& c
                                    int64_t token) {
   const int64_t H = values.hidden();
   const int32_t* ids = call.expert_ids + token * call.top_k;
-  // The token's experts are all there is: the k-th choice is expert k.
-  const std::vector<int32_t> experts(ids, ids + call.top_k);
+  // The token's experts are all there is: the k-th choice is expert k, the shared ones follow.
+  std::vector<int64_t> experts(ids, ids + call.top_k);
+  for (int64_t i = 0; i < values.shared_experts; ++i) experts.push_back(call.first_shared + i);
   const PlainLayer layer(values, experts);
   std::vector<int32_t> renamed;
   for (int64_t k = 0; k < call.top_k; ++k) renamed.push_back(static_cast<int32_t>(k));
@@ -289,8 +367,9 @@ std::vector<float> reference_token(const LayerValues& values, const LayerCall& c
                      static_cast<const char*>(call.x) + token * row_bytes,
                      renamed.data(),
                      call.weights + token * call.top_k,
+                     call.top_k,
                      out.data()};
-  check(ref::moe_layer(layer.weights(), args_of(values, alone)));
+  check(ref::moe_layer(layer.weights(call.top_k, call.top_k), args_of(values, alone)));
   std::vector<float> row;
   for (int64_t j = 0; j < H; ++j) row.push_back(load_value(values.activations(), out.data(), j));
   return row;

@@ -14,11 +14,12 @@
 
 namespace moeops::bench {
 
-// The weights of a layer's experts, w13 [2I, H] and w2 [H, I].
+// The weights of a layer's experts, w13 [2I, H] and w2 [H, I]; the shared ones are alike.
 struct LayerValues {
   WeightValues w13;
   WeightValues w2;
   SwigluParams swiglu;
+  int64_t shared_experts;
 
   int64_t hidden() const { return w13.form().k; }
   int64_t intermediate() const { return w2.form().k; }
@@ -34,7 +35,16 @@ struct LayerCall {
   const void* x;
   const int32_t* expert_ids;  // [tokens, top_k]
   const float* weights;       // [tokens, top_k]
+  int64_t first_shared;       // of the values' experts, as many as the layer has shared ones
   void* out;
+};
+
+// What an implementation has to be ready for.
+struct LayerSizes {
+  int64_t experts;      // the routed ones are the values' first
+  int64_t shared_sets;  // behind them stand as many sets of shared ones
+  int64_t tokens;       // of a call, at most
+  int64_t top_k;
 };
 
 // An implementation of a whole layer, with the weights it was last given.
@@ -43,16 +53,17 @@ class LayerImpl {
   virtual ~LayerImpl() = default;
   virtual std::string name() const = 0;
   virtual std::string detail() const = 0;
-  // Makes and keeps the weights of `experts` experts, and room for calls of up to `slots` slots;
-  // throws tools::Error.
-  virtual void load(const LayerValues& values, int64_t experts, int64_t slots, int threads) = 0;
+  // Whether it rounds to 16 bits where moe_layer does not, between its steps.
+  virtual bool rounds_between() const { return false; }
+  // Makes and keeps the weights; throws tools::Error.
+  virtual void load(const LayerValues& values, const LayerSizes& sizes, int threads) = 0;
   virtual void unload() = 0;
   virtual void run(const LayerCall& call) = 0;
 };
 
 // By name, those that can do the dtype with the ISA:
 //   moeops  moe_layer
-//   chain   the library's operators one after another
+//   chain   the library's operators one after another; shared experts as choices of weight 1
 //   onednn  the same with oneDNN's GEMMs, if this build found it
 //   ref     the reference
 std::vector<std::string> layer_impl_names(const std::string& dtype, Isa isa);

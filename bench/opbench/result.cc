@@ -46,6 +46,7 @@ nlohmann::json to_json(const Result& r) {
                          {"fresh_routings", r.fresh_routings},
                          {"impl", r.impl},
                          {"impl_detail", r.impl_detail},
+                         {"note", r.note},
                          {"isa", r.isa},
                          {"threads", r.threads},
                          {"weights", r.weights},

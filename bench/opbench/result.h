@@ -28,6 +28,7 @@ struct Result {
                                // of the first
   std::string impl;
   std::string impl_detail;
+  std::string note;  // how the problem differs from what was asked for; empty: in nothing
   std::string isa;
   int threads = 0;
   std::string weights;  // cold or warm

@@ -502,7 +502,7 @@ TEST(RunRows, SmallProblem) {
 // A whole layer, by every implementation.
 TEST(RunMoeLayer, SmallProblem) {
   Options options;
-  options.problem = {"small", 96, 64, 8, 2, 0};
+  options.problem = {"small", 96, 64, 8, 2, 2};
   options.tokens = {40};
   options.routing.emplace("balanced");  // every expert has tokens
   options.variants = {"swiglu_oai"};
@@ -517,8 +517,8 @@ TEST(RunMoeLayer, SmallProblem) {
     const std::vector<Result> results = op.run(options, shared_meter(), [](const std::string&) {});
     ASSERT_EQ(results.size(), options.impls.size());
     const int64_t element = dtype == "f32" ? 4 : dtype == "bf16" ? 2 : 1;
-    const int64_t weights = 8 * 3 * 64 * 96 * element;
-    const int64_t scales = dtype == "w8a8" ? 8 * (2 * 64 + 96) * 4 : 0;
+    const int64_t weights = (8 + 2) * 3 * 64 * 96 * element;
+    const int64_t scales = dtype == "w8a8" ? (8 + 2) * (2 * 64 + 96) * 4 : 0;
     const int64_t x = 40 * 96 * (dtype == "f32" ? 4 : 2);
     for (const Result& r : results) {
       EXPECT_TRUE(r.verified) << r.repro << ": " << r.wrong;

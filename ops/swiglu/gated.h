@@ -21,7 +21,7 @@ inline simd::Vec gated_as(const SwigluParams& params, simd::Vec g, simd::Vec u) 
     const Vec limit = simd::broadcast(params.limit);
     const Vec gate = simd::min(limit, g);
     const Vec up = simd::max(simd::broadcast(-params.limit), simd::min(limit, u));
-    return gate * simd::sigmoid(simd::broadcast(params.alpha) * gate) *
+    return gate / simd::one_plus_exp_minus(simd::broadcast(params.alpha) * gate) *
            (up + simd::broadcast(1.0f));
   }
 }

@@ -104,6 +104,12 @@ inline Vec ldexp(Vec a, Vec n) {
   };
   return _mm256_mul_ps(_mm256_mul_ps(a, power(half)), power(_mm256_sub_epi32(exponent, half)));
 }
+inline Vec lookup_scaled(const int32_t* table, Vec t) {
+  const __m256i i = _mm256_castps_si256(t);
+  const __m256i entry =
+      _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)), i);
+  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(i, 20)));
+}
 
 // The bf16 rounding of dtype.h.
 inline __m128i to_bf16_bits(Vec v) {

@@ -86,6 +86,13 @@ inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a); }
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 inline int32_t reduce_max(VecI a) { return _mm512_reduce_max_epi32(a); }
 inline Vec ldexp(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
+inline Vec lookup_scaled(const int32_t* table, Vec t) {
+  const __m512i i = _mm512_castps_si512(t);
+  const __m512i entries = _mm512_broadcast_i64x4(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));  // twice: i % 16 picks one
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_permutexvar_epi32(i, entries), _mm512_slli_epi32(i, 20)));
+}
 
 // The bf16 rounding of dtype.h; vcvtneps2bf16 would flush subnormals.
 inline __m256i to_bf16_bits(Vec v) {

@@ -31,6 +31,8 @@
 // ARITHMETIC + - * / on Vec, + on VecI (wraps), fma(a, b, c) = a * b + c rounded once
 //            abs(a); min(a, b) = a < b ? a : b, and so for max: b where either is NaN
 //            ldexp(a, n) = a * 2^n rounded once, n integral in [-250, 250], |a| in [2^-1, 2)
+//            lookup_scaled(table, t): the f32 whose bits are table[i % 8] + i * 2^20, modulo 2^32,
+//            i the bits of t: i / 8 goes into the exponent. The table has 8 int32_t.
 //            to_f32(VecI), rounded to nearest even
 //            magnitude_bits(Vec) -> VecI: |a| as an integer, which orders as |a| does, with
 //            infinity and then NaN on top: the integer maximum of a row is its max |a| and, unless
@@ -45,6 +47,7 @@
 
 #include <moeops/ops/core/dtype.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -94,6 +97,11 @@ inline Vec ldexp(Vec a, Vec n) {
   const int32_t half = exponent >> 1;
   const auto power = [](int32_t e) { return std::bit_cast<float>((e + 127) << 23); };
   return a * power(half) * power(exponent - half);
+}
+
+inline Vec lookup_scaled(const int32_t* table, Vec t) {
+  const auto i = std::bit_cast<uint32_t>(t);
+  return std::bit_cast<float>(static_cast<uint32_t>(table[i & 7]) + (i << 20));
 }
 
 inline void store(float* p, Vec v) { *p = v; }

@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#include <omp.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -131,6 +132,12 @@ int affinity_cpus() {
   return 1;
 }
 
+// OMP_PROC_BIND ties this thread to one place, but not the process.
+int process_cpus() {
+  const int cpus = affinity_cpus();
+  return omp_get_proc_bind() == omp_proc_bind_false ? cpus : std::max(cpus, omp_get_num_procs());
+}
+
 // CPUs of one group: v2 says "QUOTA PERIOD", where QUOTA may be "max"; v1 has a file for each,
 // where QUOTA may be -1. 0: no limit here.
 int64_t group_cpu_limit(const std::string& group) {
@@ -160,7 +167,7 @@ Machine read_machine() {
   m.cpu = cpu_name();
   m.signature = cpu_signature();
   m.isa = detect_isa();
-  m.cores = affinity_cpus();
+  m.cores = process_cpus();
   const int limit = cgroup_cpu_limit(read_file("/proc/self/cgroup"), "/sys/fs/cgroup");
   m.threads = limit > 0 ? std::min(limit, m.cores) : m.cores;
   m.l1d_bytes = cache_bytes(1, _SC_LEVEL1_DCACHE_SIZE);

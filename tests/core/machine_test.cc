@@ -143,6 +143,15 @@ TEST(MachineDeathTest, CoresFollowTheAffinity) {
       testing::ExitedWithCode(11), "");
 }
 
+// OpenMP then binds the process's first thread as soon as it is loaded.
+TEST(MachineDeathTest, CoresAreThoseOfTheProcessWhereThreadsAreBound) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const int cores = machine().cores;
+  ASSERT_EQ(setenv("OMP_PROC_BIND", "true", 1), 0);
+  EXPECT_EXIT(std::exit(machine().cores % 256), testing::ExitedWithCode(cores % 256), "");
+  ASSERT_EQ(unsetenv("OMP_PROC_BIND"), 0);
+}
+
 // Cgroup file systems made of plain files.
 class CgroupCpuLimit : public testing::Test {
  protected:

@@ -66,6 +66,17 @@ inline Vec load(const float* p, int64_t n) { return _mm256_maskload_ps(p, first_
 inline Vec load(const bf16* p, int64_t n) { return from_bf16(load_bytes(p, 2 * n)); }
 inline Vec load(const f16* p, int64_t n) { return _mm256_cvtph_ps(load_bytes(p, 2 * n)); }
 inline VecI load(const int32_t* p, int64_t n) { return _mm256_maskload_epi32(p, first_lanes(n)); }
+template <class T>
+inline void load_two(const T* p, Vec* a, Vec* b) {
+  *a = load(p);
+  *b = load(p + kWidth);
+}
+// Those at even places, and those at odd places.
+inline void load_two(const bf16* p, Vec* a, Vec* b) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  *a = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  *b = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(-65536)));
+}
 inline void deinterleave(Vec a, Vec b, Vec* even, Vec* odd) {
   // Within 128-bit lanes first: [a0 a2 b0 b2 a4 a6 b4 b6]; then the pairs into order.
   const auto ordered = [](__m256 v) {
@@ -104,24 +115,40 @@ inline Vec ldexp(Vec a, Vec n) {
   };
   return _mm256_mul_ps(_mm256_mul_ps(a, power(half)), power(_mm256_sub_epi32(exponent, half)));
 }
-inline Vec lookup_scaled(const int32_t* table, Vec t) {
+// Of a table of 16, the halves that permutevar8x32 takes.
+inline Vec lookup(__m256 low, __m256 high, Vec t) {
   const __m256i i = _mm256_castps_si256(t);
-  const __m256i entry =
-      _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)), i);
-  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(i, 20)));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, i), _mm256_permutevar8x32_ps(high, i),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
+inline Vec lookup(const float* table, Vec t) {
+  return lookup(_mm256_loadu_ps(table), _mm256_loadu_ps(table + 8), t);
+}
+inline Vec lookup_scaled(const int32_t* table, Vec t) {
+  const auto half = [&](int at) {
+    return _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table + at)));
+  };
+  const __m256i entry = _mm256_castps_si256(lookup(half(0), half(8), t));
+  return _mm256_castsi256_ps(
+      _mm256_add_epi32(entry, _mm256_slli_epi32(_mm256_castps_si256(t), 19)));
 }
 
-// The bf16 rounding of dtype.h.
-inline __m128i to_bf16_bits(Vec v) {
+// The bf16 rounding of dtype.h, to the upper halves.
+inline __m256i to_upper_bf16(Vec v) {
   const __m256i u = _mm256_castps_si256(v);
-  const __m256i kept = _mm256_srli_epi32(u, 16);
-  const __m256i odd = _mm256_and_si256(kept, _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd), 16);
-  const __m256i quiet = _mm256_or_si256(kept, _mm256_set1_epi32(0x0040));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x00400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);
+  return _mm256_blendv_epi8(rounded, quiet, nan);
+}
+inline __m128i to_bf16_bits(Vec v) {
+  const __m256i words = _mm256_srli_epi32(to_upper_bf16(v), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+// Of two vectors in the order of load_two.
+inline __m256i to_bf16_bits(Vec a, Vec b) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(to_upper_bf16(a), 16), to_upper_bf16(b), 0xAA);
 }
 inline __m128i to_f16_bits(Vec v) {
   return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -154,6 +181,15 @@ inline void store(int32_t* p, VecI v, int64_t n) { _mm256_maskstore_epi32(p, fir
 inline void store(int8_t* p, Vec v, int64_t n) { store_bytes(p, to_s8(v), n); }
 inline void store(uint8_t* p, Vec v, int64_t n) { store_bytes(p, to_u8(v), n); }
 
+template <class T>
+inline void store_two(T* p, Vec a, Vec b) {
+  store(p, a);
+  store(p + kWidth, b);
+}
+inline void store_two(bf16* p, Vec a, Vec b) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16_bits(a, b));
+}
+
 inline void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
 inline void stream(bf16* p, Vec v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bf16_bits(v));
@@ -161,13 +197,26 @@ inline void stream(bf16* p, Vec v) {
 inline void stream(f16* p, Vec v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16_bits(v));
 }
-inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+template <class T>
+inline void stream_two(T* p, Vec a, Vec b) {
+  stream(p, a);
+  stream(p + kWidth, b);
+}
+inline void stream_two(bf16* p, Vec a, Vec b) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16_bits(a, b));
+}
+inline __m256i to_s8_in_range(Vec a, Vec b, Vec c, Vec d) {
   const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
   const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
   // Packing works within 128-bit lanes: fours of [a b c d a b c d].
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
-                      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order));
+  return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
+}
+inline void store(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_s8_in_range(a, b, c, d));
+}
+inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_s8_in_range(a, b, c, d));
 }
 inline void stream_fence() { _mm_sfence(); }
 

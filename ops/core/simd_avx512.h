@@ -49,7 +49,12 @@ inline __mmask16 first_lanes(int64_t n) {
 }
 
 inline Vec from_bf16(__m256i bits) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  // Each word goes to an upper half.
+  const __m512i place =
+      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32(0x10000));
+  return _mm512_castsi512_ps(
+      _mm512_maskz_permutexvar_epi16(0xAAAAAAAA, place, _mm512_castsi256_si512(bits)));
 }
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -70,6 +75,17 @@ inline Vec load(const f16* p, int64_t n) {
 inline VecI load(const int32_t* p, int64_t n) {
   return _mm512_maskz_loadu_epi32(first_lanes(n), p);
 }
+template <class T>
+inline void load_two(const T* p, Vec* a, Vec* b) {
+  *a = load(p);
+  *b = load(p + kWidth);
+}
+// Those at even places, and those at odd places.
+inline void load_two(const bf16* p, Vec* a, Vec* b) {
+  const __m512i words = _mm512_loadu_si512(p);
+  *a = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  *b = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-65536)));
+}
 inline void deinterleave(Vec a, Vec b, Vec* even, Vec* odd) {
   const __m512i order =
       _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -86,23 +102,44 @@ inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a); }
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 inline int32_t reduce_max(VecI a) { return _mm512_reduce_max_epi32(a); }
 inline Vec ldexp(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
+inline Vec lookup(const float* table, Vec t) {
+  return _mm512_permutexvar_ps(_mm512_castps_si512(t), _mm512_loadu_ps(table));
+}
 inline Vec lookup_scaled(const int32_t* table, Vec t) {
   const __m512i i = _mm512_castps_si512(t);
-  const __m512i entries = _mm512_broadcast_i64x4(
-      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));  // twice: i % 16 picks one
-  return _mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_permutexvar_epi32(i, entries), _mm512_slli_epi32(i, 20)));
+  const __m512i entry = _mm512_permutexvar_epi32(i, _mm512_loadu_si512(table));
+  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(i, 19)));
 }
 
-// The bf16 rounding of dtype.h; vcvtneps2bf16 would flush subnormals.
-inline __m256i to_bf16_bits(Vec v) {
+// The bf16 rounding of dtype.h, to the upper halves; vcvtneps2bf16 would flush subnormals.
+inline __m512i to_upper_bf16(Vec v) {
   const __m512i u = _mm512_castps_si512(v);
-  const __m512i kept = _mm512_srli_epi32(u, 16);
-  const __m512i odd = _mm512_and_si512(kept, _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd), 16);
+  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, kept, _mm512_set1_epi32(0x0040)));
+  const __m512i even_up = _mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF));
+  const __m512i up = _mm512_mask_add_epi32(even_up, odd, u, _mm512_set1_epi32(0x8000));
+  return _mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x00400000));
+}
+inline __m256i to_bf16_bits(Vec v) {
+  const __m512i upper =
+      _mm512_setr_epi32(0x00030001, 0x00070005, 0x000B0009, 0x000F000D, 0x00130011, 0x00170015,
+                        0x001B0019, 0x001F001D, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, to_upper_bf16(v)));
+}
+// Of two vectors in the order of load_two.
+inline __m512i to_bf16_bits(Vec a, Vec b) {
+  const auto rounded = [](__m512 v) {
+    const __m512i u = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
+  };
+  __m512i even = rounded(a);
+  __m512i odd = rounded(b);
+  if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0) {
+    even = to_upper_bf16(a);
+    odd = to_upper_bf16(b);
+  }
+  return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(even, 16), odd);
 }
 inline __m256i to_f16_bits(Vec v) {
   return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -140,6 +177,13 @@ inline void store(uint8_t* p, Vec v, int64_t n) {
   _mm_mask_storeu_epi8(p, first_lanes(n), to_u8(v));
 }
 
+template <class T>
+inline void store_two(T* p, Vec a, Vec b) {
+  store(p, a);
+  store(p + kWidth, b);
+}
+inline void store_two(bf16* p, Vec a, Vec b) { _mm512_storeu_si512(p, to_bf16_bits(a, b)); }
+
 inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
 inline void stream(bf16* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16_bits(v));
@@ -147,13 +191,26 @@ inline void stream(bf16* p, Vec v) {
 inline void stream(f16* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16_bits(v));
 }
-inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+template <class T>
+inline void stream_two(T* p, Vec a, Vec b) {
+  stream(p, a);
+  stream(p + kWidth, b);
+}
+inline void stream_two(bf16* p, Vec a, Vec b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to_bf16_bits(a, b));
+}
+inline __m512i to_s8_in_range(Vec a, Vec b, Vec c, Vec d) {
   const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
   const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
   // Packing works within 128-bit lanes: four times fours of [a b c d].
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p),
-                      _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd)));
+  return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd));
+}
+inline void store(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  _mm512_storeu_si512(p, to_s8_in_range(a, b, c, d));
+}
+inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to_s8_in_range(a, b, c, d));
 }
 inline void stream_fence() { _mm_sfence(); }
 

@@ -18,22 +18,27 @@
 //            load(const Element*) -> Vec             load(const int32_t*) -> VecI
 //            load(p, n): the first n lanes, n in [0, kWidth]; the others are 0. Nothing past the
 //            n elements is read.
-//            deinterleave(Vec a, Vec b, Vec* even, Vec* odd): of the 2 * kWidth values [a b].
+//            load_two(const Element*, Vec* a, Vec* b): the 2 * kWidth elements there. Of bf16,
+//            which takes half the work of two loads, a is those at even places, b those at odd
+//            ones. deinterleave(Vec a, Vec b, Vec* even, Vec* odd): of the 2 * kWidth values [a b]
 // STORE      store(Element*, Vec)                    to nearest even, NaN stays and becomes quiet
 //            store(int8_t*, Vec)                     clamp(rint(v), -128, 127), NaN gives 0
 //            store(uint8_t*, Vec)                    the s8 value plus 128: what VNNI GEMMs read
 //            store(int32_t*, VecI)
 //            store(p, v, n): the first n lanes; nothing past the n elements is written.
+//            store_two(Element*, Vec a, Vec b)       in the order of load_two
+//            store(int8_t*, Vec a, b, c, d)          the same of 4 * kWidth values with |v| < 2^31,
+//                                                    in a third of the work
 //            stream(Element*, Vec)                   past the caches, ordered by stream_fence();
 //                                                    p aligned to the kWidth elements
-//            stream(int8_t*, Vec a, b, c, d)         the same of 4 * kWidth values with |v| < 2^31,
-//                                                    p aligned to them
+//            stream_two(Element*, Vec a, Vec b)      likewise, p aligned to the 2 * kWidth elements
+//            stream(int8_t*, Vec a, b, c, d)         likewise, p aligned to the 4 * kWidth values
 // ARITHMETIC + - * / on Vec, + on VecI (wraps), fma(a, b, c) = a * b + c rounded once
 //            abs(a); min(a, b) = a < b ? a : b, and so for max: b where either is NaN
 //            ldexp(a, n) = a * 2^n rounded once, n integral in [-250, 250], |a| in [2^-1, 2)
-//            lookup_scaled(table, t): the f32 whose bits are table[i % 8] + i * 2^20, modulo 2^32,
-//            i the bits of t: i / 8 goes into the exponent. The table has 8 int32_t.
-//            to_f32(VecI), rounded to nearest even
+//            lookup(const float* table, t): table[i % 16], i the bits of t
+//            lookup_scaled(const int32_t* table, t): the f32 whose bits are table[i % 16] + i *
+//            2^19, modulo 2^32: i / 16 goes into the exponent to_f32(VecI), rounded to nearest even
 //            magnitude_bits(Vec) -> VecI: |a| as an integer, which orders as |a| does, with
 //            infinity and then NaN on top: the integer maximum of a row is its max |a| and, unless
 //            it reaches kInfinityBits, the proof that the row is finite
@@ -72,6 +77,11 @@ template <class T>
 inline auto load(const T* p, int64_t n) -> decltype(load(p)) {
   return n > 0 ? load(p) : decltype(load(p)){};
 }
+template <class T>
+inline void load_two(const T* p, Vec* a, Vec* b) {
+  *a = load(p);
+  *b = load(p + 1);
+}
 inline void deinterleave(Vec a, Vec b, Vec* even, Vec* odd) {
   *even = a;
   *odd = b;
@@ -99,9 +109,10 @@ inline Vec ldexp(Vec a, Vec n) {
   return a * power(half) * power(exponent - half);
 }
 
+inline Vec lookup(const float* table, Vec t) { return table[std::bit_cast<uint32_t>(t) & 15]; }
 inline Vec lookup_scaled(const int32_t* table, Vec t) {
   const auto i = std::bit_cast<uint32_t>(t);
-  return std::bit_cast<float>(static_cast<uint32_t>(table[i & 7]) + (i << 20));
+  return std::bit_cast<float>(static_cast<uint32_t>(table[i & 15]) + (i << 19));
 }
 
 inline void store(float* p, Vec v) { *p = v; }
@@ -123,15 +134,25 @@ inline void store(T* p, V v, int64_t n) {
   if (n > 0) store(p, v);
 }
 template <class T>
+inline void store_two(T* p, Vec a, Vec b) {
+  store(p, a);
+  store(p + 1, b);
+}
+template <class T>
 inline void stream(T* p, Vec v) {
   store(p, v);
 }
-inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
+template <class T>
+inline void stream_two(T* p, Vec a, Vec b) {
+  store_two(p, a, b);
+}
+inline void store(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
   store(p, a);
   store(p + 1, b);
   store(p + 2, c);
   store(p + 3, d);
 }
+inline void stream(int8_t* p, Vec a, Vec b, Vec c, Vec d) { store(p, a, b, c, d); }
 inline void stream_fence() {}
 
 // The bits of 16-bit floats without their sign order as their magnitudes do.

@@ -3,6 +3,8 @@
 
 // The row kernels, for the one simd_<isa>.h that was included before.
 
+#include <type_traits>
+
 #include "quant/dynamic_quant/kernels.h"
 
 namespace moeops::dynamic_quant_internal {
@@ -39,11 +41,18 @@ struct Values {
   }
 };
 
-// Writes q = to_q(v).
+// Writes q = to_q(v); InRange: |to_q(v)| < 2^31.
+template <bool InRange>
 struct Store {
   template <class V, class Q, class ToQ>
   void operator()(const V& values, int64_t n, Q* q, ToQ to_q) const {
     int64_t j = 0;
+    if constexpr (InRange && std::is_same_v<Q, int8_t>) {
+      for (; j + 4 * kWidth <= n; j += 4 * kWidth) {
+        simd::store(q + j, to_q(values.at(j)), to_q(values.at(j + kWidth)),
+                    to_q(values.at(j + 2 * kWidth)), to_q(values.at(j + 3 * kWidth)));
+      }
+    }
     for (; j + kWidth <= n; j += kWidth) simd::store(q + j, to_q(values.at(j)));
     if (j < n) simd::store(q + j, to_q(values.at(j, n - j)), n - j);
   }
@@ -64,7 +73,7 @@ struct Stream {
     // Up to the first aligned block, and from the last one on, q is written as usual.
     const int64_t unaligned = (-reinterpret_cast<intptr_t>(q)) & (kBlock - 1);
     int64_t j = unaligned < n ? unaligned : n;
-    Store()(values, j, q, to_q);
+    Store<true>()(values, j, q, to_q);
     for (; j + kBlock <= n; j += kBlock, ahead += kBlockBytes) {
       simd::stream(q + j, to_q(values.at(j)), to_q(values.at(j + kWidth)),
                    to_q(values.at(j + 2 * kWidth)), to_q(values.at(j + 3 * kWidth)));
@@ -72,8 +81,8 @@ struct Stream {
         __builtin_prefetch(ahead + line, 0, 2);
       }
     }
-    Store()(V{values.x + j, values.smooth + (values.smooth == nullptr ? 0 : j)}, n - j, q + j,
-            to_q);
+    Store<true>()(V{values.x + j, values.smooth + (values.smooth == nullptr ? 0 : j)}, n - j, q + j,
+                  to_q);
   }
 };
 
@@ -149,10 +158,10 @@ inline void asymmetric_row(const V& values, int64_t n, int8_t* q, float* scale, 
       return simd::fma(simd::fma(-quotient, s, v), r, quotient) + o;
     };
     if (next != nullptr) return Stream{next}(values, n, q, to_q);
-    return Store()(values, n, q, to_q);
+    return Store<true>()(values, n, q, to_q);
   }
 #endif
-  Store()(values, n, q, [&](Vec v) { return v / s + o; });
+  Store<false>()(values, n, q, [&](Vec v) { return v / s + o; });
 }
 
 template <class X, class Function>
@@ -167,7 +176,8 @@ inline void with_values(const void* x, const float* smooth, Function function) {
 
 template <class X, class Q>
 void symmetric(const void* x, const float* smooth, int64_t n, Q* q, float* scale) {
-  with_values<X>(x, smooth, [&](auto values) { symmetric_row(values, n, q, scale, Store()); });
+  with_values<X>(x, smooth,
+                 [&](auto values) { symmetric_row(values, n, q, scale, Store<true>()); });
 }
 
 template <class X>

@@ -23,9 +23,12 @@ struct SimdProbe {
   // y = a < b ? a + b : a == b ? a * b : a - b, by masks
   void (*select)(const float* a, const float* b, float* y, int64_t n);
   void (*ldexp)(const float* a, const float* e, float* y, int64_t n);
+  void (*lookup)(const float* table, const float* t, float* y, int64_t n);
+  void (*lookup_scaled)(const int32_t* table, const float* t, float* y, int64_t n);
   void (*bf16_to_f32)(const bf16* x, float* y, int64_t n);
   void (*f16_to_f32)(const f16* x, float* y, int64_t n);
   void (*f32_to_bf16)(const float* x, bf16* y, int64_t n);
+  void (*f32_to_bf16_by_twos)(const float* x, bf16* y, int64_t n);  // n a multiple of 2 widths
   void (*f32_to_f16)(const float* x, f16* y, int64_t n);
   void (*f32_to_s8)(const float* x, int8_t* y, int64_t n);
   void (*f32_to_u8)(const float* x, uint8_t* y, int64_t n);
@@ -34,6 +37,10 @@ struct SimdProbe {
   void (*stream_bf16)(const float* x, bf16* y, int64_t n);  // n a multiple of the width
   void (*stream_f32)(const float* x, float* y, int64_t n);
   void (*stream_s8)(const float* x, int8_t* y, int64_t n);  // n a multiple of 4 widths
+  // Loaded and stored, or streamed, by twos; n a multiple of 2 widths.
+  void (*copy_bf16)(const bf16* x, bf16* y, int64_t n, bool stream);
+  void (*copy_f16)(const f16* x, f16* y, int64_t n, bool stream);
+  void (*copy_f32)(const float* x, float* y, int64_t n, bool stream);
   float (*max_magnitude_bf16)(const bf16* x, int64_t n);
   float (*max_magnitude_f16)(const f16* x, int64_t n);
   // Over one vector.

@@ -42,6 +42,39 @@ void stream_s8(const float* x, int8_t* y, int64_t n) {
   simd::stream_fence();
 }
 
+void narrow_by_twos(const float* x, bf16* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += 2 * simd::kWidth) {
+    simd::Vec even;
+    simd::Vec odd;
+    simd::deinterleave(simd::load(x + i), simd::load(x + i + simd::kWidth), &even, &odd);
+    simd::store_two(y + i, even, odd);
+  }
+}
+
+template <class T>
+void copy_by_twos(const T* x, T* y, int64_t n, bool stream) {
+  for (int64_t i = 0; i < n; i += 2 * simd::kWidth) {
+    simd::Vec a;
+    simd::Vec b;
+    simd::load_two(x + i, &a, &b);
+    if (stream) {
+      simd::stream_two(y + i, a, b);
+    } else {
+      simd::store_two(y + i, a, b);
+    }
+  }
+  simd::stream_fence();
+}
+
+template <auto Lookup, class T>
+void lookup(const T* table, const float* t, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += simd::kWidth) {
+    const int64_t m = n - i < simd::kWidth ? n - i : simd::kWidth;
+    simd::store(y + i, Lookup(table, simd::load(t + i, m)), m);
+  }
+}
+simd::Vec lookup_float(const float* table, simd::Vec t) { return simd::lookup(table, t); }
+
 simd::Vec same(simd::Vec x) { return x; }
 simd::VecI same_i32(simd::VecI x) { return x; }
 simd::Vec absolute(simd::Vec x) { return simd::abs(x); }
@@ -97,9 +130,12 @@ constexpr SimdProbe make_probe(Isa isa) {
           map2<maximum, float>,
           map2<choose, float>,
           map2<simd::ldexp, float>,
+          lookup<lookup_float, float>,
+          lookup<simd::lookup_scaled, int32_t>,
           map<same, bf16, float>,
           map<same, f16, float>,
           map<same, float, bf16>,
+          narrow_by_twos,
           map<same, float, f16>,
           map<same, float, int8_t>,
           map<same, float, uint8_t>,
@@ -108,6 +144,9 @@ constexpr SimdProbe make_probe(Isa isa) {
           stream<bf16>,
           stream<float>,
           stream_s8,
+          copy_by_twos<bf16>,
+          copy_by_twos<f16>,
+          copy_by_twos<float>,
           simd::max_magnitude<bf16>,
           simd::max_magnitude<f16>,
           split,

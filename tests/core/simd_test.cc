@@ -187,6 +187,11 @@ TEST(Simd, NarrowingStores) {
         ASSERT_EQ(s8[i], q) << x[i] << " on " << to_string(probe->isa);
         ASSERT_EQ(u8[i], q + 128) << x[i] << " on " << to_string(probe->isa);
       }
+      const auto whole = static_cast<size_t>(n / (2 * probe->width) * (2 * probe->width));
+      probe->f32_to_bf16_by_twos(x.data(), brain.data(), static_cast<int64_t>(whole));
+      for (size_t i = 0; i < whole; ++i) {
+        ASSERT_EQ(brain[i].bits, to_bf16(x[i]).bits) << x[i] << " on " << to_string(probe->isa);
+      }
     }
   });
 }
@@ -298,6 +303,29 @@ TEST(Simd, Ldexp) {
   }
 }
 
+TEST(Simd, Lookups) {
+  std::mt19937 random(13);
+  std::array<int32_t, 16> table;
+  std::array<float, 16> values;
+  for (int32_t& v : table) v = static_cast<int32_t>(random());
+  for (float& v : values) v = static_cast<float>(random());
+  std::vector<float> t;
+  for (int k = -2000; k <= 2000; k += 3) t.push_back(0x1.8p23f + static_cast<float>(k));
+  std::vector<float> y(t.size());
+  for (const SimdProbe* probe : probes()) {
+    probe->lookup_scaled(table.data(), t.data(), y.data(), static_cast<int64_t>(t.size()));
+    for (size_t i = 0; i < t.size(); ++i) {
+      const auto index = std::bit_cast<uint32_t>(t[i]);
+      const uint32_t expected = static_cast<uint32_t>(table[index % 16]) + index * 0x80000;
+      ASSERT_EQ(std::bit_cast<uint32_t>(y[i]), expected) << t[i];
+    }
+    probe->lookup(values.data(), t.data(), y.data(), static_cast<int64_t>(t.size()));
+    for (size_t i = 0; i < t.size(); ++i) {
+      ASSERT_EQ(y[i], values[std::bit_cast<uint32_t>(t[i]) % 16]) << t[i];
+    }
+  }
+}
+
 TEST(Simd, Integers) {
   std::mt19937 random(5);
   std::vector<int32_t> a(77), b(77), copy(77);
@@ -347,6 +375,36 @@ TEST(Simd, Reductions) {
     std::vector<float> zeros(width, -0.0f);
     EXPECT_EQ(probe->reduce_magnitude(zeros.data(), probe->width), 0);
     EXPECT_EQ(probe->any_all_less(zeros.data(), zeros.data()), 0);
+  }
+}
+
+// Every value comes back to its place, whatever the order on the way.
+TEST(Simd, TwoVectorsAtATime) {
+  std::mt19937 random(11);
+  const auto check = [&](auto type, auto copy) {
+    using T = decltype(type);
+    alignas(64) static std::array<T, 65536> x;
+    alignas(64) static std::array<T, 65536> y;
+    for (size_t i = 0; i < x.size(); ++i) {
+      if constexpr (sizeof(T) == 2) {
+        x[i].bits = static_cast<uint16_t>(i);
+      } else {
+        x[i] = std::bit_cast<float>(static_cast<uint32_t>(random()));
+      }
+    }
+    for (const bool stream : {false, true}) {
+      std::memset(y.data(), 0, sizeof(y));
+      copy(x.data(), y.data(), 65536, stream);
+      for (size_t i = 0; i < x.size(); ++i) {
+        if (std::isnan(to_f32(x[i])) && std::isnan(to_f32(y[i]))) continue;
+        ASSERT_EQ(std::memcmp(&y[i], &x[i], sizeof(T)), 0) << i;
+      }
+    }
+  };
+  for (const SimdProbe* probe : probes()) {
+    check(bf16{}, probe->copy_bf16);
+    check(f16{}, probe->copy_f16);
+    check(float{}, probe->copy_f32);
   }
 }
 

@@ -39,23 +39,31 @@ Status check_call(const DequantSwigluQuantArgs& args, int64_t* covered) {
 struct Call {
   const DequantSwigluQuantArgs& args;
   const RowKernels& kernels;
-  dynamic_quant_internal::S8Row quantise;
+  const dynamic_quant_internal::RowKernels& quantise;
   int64_t covered;  // rows from here on belong to no expert
+  bool stream;      // q goes past the caches, and x is fetched ahead
 
   int64_t I() const { return args.q.dim(1); }
 
-  void run_row(int64_t row, int64_t expert, float* h) const {
+  // The row after it is `next`.
+  void run_row(int64_t row, int64_t next, int64_t expert, float* h) const {
     DequantRow in;
     in.x = args.x.row<int32_t>(row);
     in.weight_scale = args.weight_scale.row<float>(expert);
     in.x_scale = args.x_scale.row<float>(0)[row];
     in.bias_i32 = args.bias.dtype == DType::kI32 ? args.bias.row<int32_t>(expert) : nullptr;
     in.bias_f32 = args.bias.dtype == DType::kF32 ? args.bias.row<float>(expert) : nullptr;
-    kernels.dequant(args.swiglu, in, I(), h);
+    kernels.dequant(args.swiglu, in, I(), h, stream ? args.x.row<int32_t>(next) : nullptr);
     // quant_scale is to h what smooth is to the x of dynamic_quant.
     const float* smooth =
         args.quant_scale.present() ? args.quant_scale.row<float>(expert) : nullptr;
-    quantise(h, smooth, I(), args.q.row<int8_t>(row), args.scale.row<float>(0) + row);
+    auto* q = args.q.row<int8_t>(row);
+    float* scale = args.scale.row<float>(0) + row;
+    if (stream) {
+      quantise.stream.f32(h, smooth, I(), q, scale, h);  // h is near already
+    } else {
+      quantise.s8.f32(h, smooth, I(), q, scale);
+    }
   }
 
   // Rows [begin, end); h: room for one row.
@@ -66,8 +74,9 @@ struct Call {
     int64_t group_end = 0;
     for (const int64_t last = end < covered ? end : covered; row < last; ++row) {
       while (group_end <= row) group_end += counts[++expert];
-      run_row(row, expert, h);
+      run_row(row, row + 1 < last ? row + 1 : row, expert, h);
     }
+    if (stream) quantise.fence();
     for (; row < end; ++row) {
       std::memset(args.q.row<int8_t>(row), 0, static_cast<size_t>(I()));
       args.scale.row<float>(0)[row] = 0.0f;
@@ -82,9 +91,9 @@ Status dequant_swiglu_quant(Context& ctx, const DequantSwigluQuantArgs& args) {
   int64_t covered = 0;
   MOEOPS_RETURN_IF_ERROR(check_call(args, &covered));
   const int64_t M = args.q.dim(0);
-  const Call call{args, row_kernels(ctx.isa()),
-                  dynamic_quant_internal::row_kernels(ctx.isa()).s8.f32, covered};
-  const int64_t bytes = M * call.I() * 9;  // two s32 and one s8 an element of q
+  const int64_t bytes = M * args.q.dim(1) * 9;  // two s32 and one s8 an element of q
+  const Call call{args, row_kernels(ctx.isa()), dynamic_quant_internal::row_kernels(ctx.isa()),
+                  covered, streams(bytes)};
   const int workers = team_for(ctx, M, bytes);
   // A row of h for each worker, a cache line away from the next.
   const int64_t h_floats = (call.I() + 15) / 16 * 16;

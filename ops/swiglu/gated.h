@@ -12,7 +12,8 @@ namespace {
 
 // The same with the activation known when it is compiled, for loops of their own.
 template <GatedActivation A>
-inline simd::Vec gated_as(const SwigluParams& params, simd::Vec g, simd::Vec u) {
+[[gnu::always_inline]] inline simd::Vec gated_as(const SwigluParams& params, simd::Vec g,
+                                                 simd::Vec u) {
   using simd::Vec;
   if constexpr (A == GatedActivation::kSilu) return simd::silu(g) * u;
   if constexpr (A == GatedActivation::kGeluTanh) return simd::gelu_tanh(g) * u;

@@ -28,7 +28,9 @@ struct DequantRow {
 struct RowKernels {
   Isa isa;  // the least that they need
   SwigluRow f32, bf16, f16;
-  void (*dequant)(const SwigluParams& params, const DequantRow& row, int64_t I, float* h);
+  // With a `next`, the row of x to come is brought near meanwhile.
+  void (*dequant)(const SwigluParams& params, const DequantRow& row, int64_t I, float* h,
+                  const void* next);
   void (*fence)();
 
   SwigluRow of(DType x) const { return x == DType::kF32 ? f32 : x == DType::kBf16 ? bf16 : f16; }

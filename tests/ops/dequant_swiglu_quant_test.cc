@@ -150,6 +150,7 @@ TEST(DequantSwigluQuant, MatchesTheReferenceOnRandomProblems) {
     ASSERT_TRUE(reference.ok()) << reference.message();
 
     split_small_calls(draw.chance(4));
+    stream_small_outputs(draw.chance(2));
     const Result first(problem, q_stride);
     const Result got(problem, q_stride);
     for (const Isa isa : isas()) {
@@ -166,6 +167,7 @@ TEST(DequantSwigluQuant, MatchesTheReferenceOnRandomProblems) {
     }
   }
   split_small_calls(false);
+  stream_small_outputs(false);
 }
 
 TEST(DequantSwigluQuant, AnyNumberOfWorkers) {

@@ -25,6 +25,8 @@ enum ExitStatus { kFine = 0, kMissed = 1, kUsage = 2, kRegression = 3 };
 struct Arguments {
   std::vector<std::string> ops;
   std::string problem = "qwen3-30b-a3b";
+  std::string model;
+  int64_t layer = 0;
   std::vector<std::string> gemms = {"w13", "w2"};
   std::string tokens;
   std::string rows;
@@ -104,7 +106,13 @@ void check_known(const char* option, const Operator& op, const std::string& valu
 
 Options options_of(const Arguments& args, const Operator& op, const std::string& dtype) {
   Options options;
-  options.problem = load_problem(args.problem);
+  if (args.model.empty()) {
+    options.problem = load_problem(args.problem);
+  } else if (!op.takes_model || !args.variants.empty()) {
+    throw Error(fmt::format("--model: not with {}", op.takes_model ? "--variant" : op.name));
+  }
+  options.model = args.model;
+  options.layer = args.layer;
   options.gemms = args.gemms;
   if (!args.rows.empty()) {
     if (!op.takes_rows) throw Error(fmt::format("--rows: {} takes --tokens", op.name));
@@ -127,7 +135,8 @@ Options options_of(const Arguments& args, const Operator& op, const std::string&
     }
     options.isa = isa;
   }
-  const std::vector<std::string> known = op.impls(options.dtype, isa_of(options));
+  std::vector<std::string> known = op.impls(options.dtype, isa_of(options));
+  if (!args.model.empty()) known = {"moeops", "ref"};  // the others make their weights themselves
   options.impls = args.impls;
   if (options.impls.empty() && args.tune) {
     options.impls = {"moeops"};
@@ -167,7 +176,7 @@ Options options_of(const Arguments& args, const Operator& op, const std::string&
 }
 
 void print_results(const Options& options, const Operator& op, const std::vector<Result>& results) {
-  fmt::print("{}, {}, {}, {} routing, {} {}\n", op.name, options.problem.name, options.dtype,
+  fmt::print("{}, {}, {}, {} routing, {} {}\n", op.name, results.front().problem, options.dtype,
              results.front().routing, results.front().weights,
              results.front().gops > 0 ? "weights" : "data");
   for (const std::string& name : options.impls) {
@@ -266,8 +275,16 @@ int main_of(int argc, char** argv) {
   CLI::App app{"Times operators on real models' shapes, verified, against what the machine can do.",
                "opbench"};
   app.add_option("--op", args.ops, "Operators, with commas")->delimiter(',');
-  app.add_option("--problem", args.problem, "A name out of --list, or a JSON file like those")
-      ->capture_default_str();
+  CLI::Option* problem =
+      app.add_option("--problem", args.problem, "A name out of --list, or a JSON file like those")
+          ->capture_default_str();
+  CLI::Option* layer = app.add_option("--layer", args.layer, "With --model: which")
+                           ->check(CLI::Range(int64_t{0}, int64_t{100000}));
+  layer->needs(app.add_option("--model", args.model,
+                              "Instead of a problem: a layer of a model's folder as Hugging Face "
+                              "has it, with its weights")
+                   ->excludes(problem)
+                   ->needs(layer));
   app.add_option("--gemm", args.gemms, "Of the layer's two: w13, w2")
       ->delimiter(',')
       ->check(CLI::IsMember({"w13", "w2"}));

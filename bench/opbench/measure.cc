@@ -136,9 +136,12 @@ std::string common_repro(const Options& options, const Result& r) {
   } else {
     load = fmt::format("--rows {}", fmt::join(options.rows, ","));
   }
-  std::string text = fmt::format("opbench --op {} --problem {}{}{} {} --dtype {}", r.op, r.problem,
+  const std::string problem =
+      options.model.empty() ? fmt::format("--problem {}", r.problem)
+                            : fmt::format("--model {} --layer {}", options.model, options.layer);
+  std::string text = fmt::format("opbench --op {} {}{}{} {} --dtype {}", r.op, problem,
                                  r.gemm.empty() ? "" : " --gemm ", r.gemm, load, r.dtype);
-  if (!r.variant.empty()) text += fmt::format(" --variant {}", r.variant);
+  if (!r.variant.empty() && options.model.empty()) text += fmt::format(" --variant {}", r.variant);
   text += fmt::format(" --impl {} --threads {} --weights {} --reps {} --seed {}", r.impl, r.threads,
                       options.cold ? "cold" : "warm", options.reps, options.seed);
   if (!options.tuning_cache.empty()) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <set>
@@ -29,10 +30,11 @@ struct Load {
 
 class LayerBench {
  public:
-  LayerBench(const Options& options, const std::string& variant, const LimitsMeter& meter)
+  LayerBench(const Options& options, const std::string& variant,
+             std::shared_ptr<const tools::LoadedMoeLayer> model, const LimitsMeter& meter)
       : options_(options),
         meter_(meter),
-        values_(values_of(options, variant)),
+        values_(values_of(options, variant, std::move(model))),
         experts_(options.problem.experts) {
     choose_pool();
     for (const int64_t tokens : options.tokens) {
@@ -88,15 +90,20 @@ class LayerBench {
   void fill_figures(const Load& load, const Measured& m, Result& r) const {
     fill_times(m, r);
     const double seconds = 1e-3 * r.median_ms;
-    const int64_t shared = values_.shared_experts;
-    const double operations = 6.0 * static_cast<double>(r.rows + load.tokens * shared) *
-                              static_cast<double>(values_.hidden()) *
-                              static_cast<double>(values_.intermediate());
-    const auto active = static_cast<int64_t>(load.active.size()) + shared;
-    const auto scale_bytes = static_cast<int64_t>(
-        (values_.w13.scales().size() + values_.w2.scales().size()) * sizeof(float));
+    const int64_t H = values_.hidden();
+    const int64_t I = values_.intermediate();
+    const int64_t shared = values_.shared_width();
+    const double operations =
+        6.0 * static_cast<double>(r.rows * I + load.tokens * shared) * static_cast<double>(H);
+    const auto active = static_cast<int64_t>(load.active.size());
+    const int64_t shared_sets = values_.model == nullptr ? values_.shared_experts : shared > 0;
+    // Of gate, up and down, with the scales of their outputs.
+    const int64_t matrices = 3 * (active * I + shared) * H * size_of(values_.w13.form().x);
+    const int64_t scales = values_.w13.form().has_scales()
+                               ? 2 * (active * I + shared) + (active + shared_sets) * H
+                               : 0;
     const int64_t x_bytes = load.tokens * values_.hidden() * size_of(values_.activations());
-    r.read_bytes = active * (values_.expert_bytes() + scale_bytes) + x_bytes + 8 * r.rows;
+    r.read_bytes = matrices + 4 * scales + x_bytes + 8 * r.rows;
     r.written_bytes = x_bytes;
     const auto bytes = static_cast<double>(r.read_bytes + r.written_bytes);
     r.gops = 1e-9 * operations / seconds;
@@ -109,18 +116,22 @@ class LayerBench {
   }
 
  private:
-  static LayerValues values_of(const Options& options, const std::string& variant) {
+  static LayerValues values_of(const Options& options, const std::string& variant,
+                               std::shared_ptr<const tools::LoadedMoeLayer> model) {
     const auto seed = static_cast<uint32_t>(options.seed);
     const int64_t H = options.problem.hidden;
     const int64_t I = options.problem.intermediate;
     LayerValues values = {{seed, {2 * I, H, options.dtype}},
                           {seed + 7, {H, I, options.dtype}},
                           {},
-                          options.problem.shared_experts};
+                          options.problem.shared_experts,
+                          {}};
     if (variant == "swiglu_oai") {
       values.swiglu.activation = GatedActivation::kSwigluOai;
       values.swiglu.gate = Gate::kInterleaved;
     }
+    if (model != nullptr) values.swiglu = model->swiglu;
+    values.model = std::move(model);
     return values;
   }
 
@@ -128,6 +139,11 @@ class LayerBench {
   // when its turn comes again.
   void choose_pool() {
     const int64_t each = values_.expert_bytes();
+    if (values_.model != nullptr) {
+      pool_ = experts_;
+      cold_ = options_.cold && pool_ * each >= cold_bytes();
+      return;
+    }
     const int64_t shared = values_.shared_experts;
     if (options_.cold && shared > 0) {
       shared_sets_ = (cold_bytes() + shared * each - 1) / (shared * each);
@@ -250,12 +266,37 @@ class LayerBench {
   Load fresh_;
 };
 
-std::vector<Result> run_moe_layer(const Options& options, const LimitsMeter& meter,
+// Loads the layer of --model, which becomes the problem.
+std::shared_ptr<const tools::LoadedMoeLayer> load_model(Options& options) {
+  const DType dtype = GemmForm(1, 1, options.dtype).x;
+  Context context({.threads = options.threads});
+  tools::Checkpoint checkpoint = tools::Checkpoint::open(options.model);
+  auto layer = std::make_shared<tools::LoadedMoeLayer>(
+      tools::load_moe_layer(context, checkpoint, options.layer, dtype));
+  options.problem = {};
+  options.problem.name = fmt::format(
+      "{} layer {}", std::filesystem::path(options.model).filename().string(), options.layer);
+  options.problem.hidden = layer->hidden;
+  options.problem.intermediate = layer->intermediate;
+  options.problem.experts = layer->experts;
+  options.problem.top_k = layer->gating.k;
+  static constexpr const char* kVariants[] = {"silu", "swiglu_oai", "gelu_tanh"};
+  options.variants = {kVariants[static_cast<int>(layer->swiglu.activation)]};
+  return layer;
+}
+
+std::vector<Result> run_moe_layer(const Options& asked, const LimitsMeter& meter,
                                   const Progress& progress) {
+  Options options = asked;
+  std::shared_ptr<const tools::LoadedMoeLayer> model;
+  if (!options.model.empty()) {
+    progress("loading the model's layer");
+    model = load_model(options);
+  }
   const Isa isa = isa_of(options);
   std::vector<Result> results;
   for (const std::string& variant : options.variants) {
-    LayerBench bench(options, variant, meter);
+    LayerBench bench(options, variant, model, meter);
     std::vector<std::unique_ptr<LayerImpl>> impls;
     for (const std::string& name : options.impls) {
       impls.push_back(make_layer_impl(name, options.isa));
@@ -310,6 +351,7 @@ Operator moe_layer_operator() {
           .impls = layer_impl_names,
           .tokens = "1,32,512,4096",
           .fresh_routings = true,
+          .takes_model = true,
           .run = run_moe_layer};
 }
 

@@ -11,6 +11,7 @@
 #include <moeops/ref/ref.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "bench/opbench/context.h"
 #include "bench/opbench/grouped_matmul_impls.h"
@@ -32,6 +33,12 @@ MoeLayerArgs args_of(const LayerValues& values, const LayerCall& call) {
   args.expert_ids = {call.expert_ids, {T, call.top_k}};
   args.weights = {call.weights, {T, call.top_k}};
   args.swiglu = values.swiglu;
+  if (values.model != nullptr && !values.model->b13.empty()) {
+    args.b13 = {values.model->b13.data(), {values.model->experts, values.w13.form().n}};
+  }
+  if (values.model != nullptr && !values.model->b2.empty()) {
+    args.b2 = {values.model->b2.data(), {values.model->experts, H}};
+  }
   args.out = {call.out, {values.activations(), {T, H}}};
   return args;
 }
@@ -48,6 +55,7 @@ class Moeops final : public LayerImpl {
     values_.emplace(values);
     experts_ = sizes.experts;
     context_ = make_context(threads, isa_);
+    if (values.model != nullptr) return;
     pack(values.w13, 0, experts_, gate_up(values.swiglu), threads, &w13_);
     pack(values.w2, 0, experts_, {}, threads, &w2_);
     const int64_t S = values.shared_experts;
@@ -73,6 +81,7 @@ class Moeops final : public LayerImpl {
       weights.shared_w13 = &shared_[static_cast<size_t>(set)].w13;
       weights.shared_w2 = &shared_[static_cast<size_t>(set)].w2;
     }
+    if (values_->model != nullptr) weights = values_->model->weights();
     check(moe_layer(*context_, weights, args_of(*values_, call)));
   }
 
@@ -256,57 +265,135 @@ class Chain final : public LayerImpl {
   HugeBuffer x_, gate_up_, h_, h_q_, y_;
 };
 
-// Plain weights of some of the values' experts, for the reference.
+// Plain weights of some experts, for the reference.
 class PlainExperts {
  public:
-  PlainExperts(const WeightValues& values, const std::vector<int64_t>& experts)
-      : form_(values.form()) {
-    check(HugeBuffer::allocate(static_cast<int64_t>(experts.size()) * form_.expert_bytes(), &w_));
+  PlainExperts() = default;
+  PlainExperts(const WeightValues& values, const std::vector<int64_t>& experts) {
+    allocate(values.form().x, static_cast<int64_t>(experts.size()), values.form().n,
+             values.form().k);
     for (size_t i = 0; i < experts.size(); ++i) {
-      values.fill_expert(experts[i], at(static_cast<int64_t>(i)));
+      values.fill_expert(experts[i], row(static_cast<int64_t>(i) * n_));
       scales_.insert(scales_.end(), values.scales().begin(), values.scales().end());
     }
   }
-  ConstTensorView w(int64_t first, int64_t count) const {
-    return {at(first), {form_.x, {count, form_.n, form_.k}}};
+  // In the order of the channels that were packed.
+  PlainExperts(const PackedWeights& packed, const std::vector<int64_t>& experts) {
+    allocate(packed.dtype(), static_cast<int64_t>(experts.size()), packed.n(), packed.k());
+    if (dtype_ == DType::kS8) scales_.resize(experts.size() * static_cast<size_t>(n_));
+    for (size_t i = 0; i < experts.size(); ++i) {
+      for (int64_t panel = 0; panel < packed.panels(); ++panel) {
+        for (const PackedWeights::ChannelRun& run : packed.channels(panel)) {
+          for (int j = 0; j < run.count; ++j) {
+            unpack(packed, experts[i], panel, run.column + j,
+                   static_cast<int64_t>(i) * n_ + run.channel + j * run.step);
+          }
+        }
+      }
+    }
   }
-  // Those of all experts are alike.
-  ConstTensorView scales(int64_t count) const {
-    if (!form_.has_scales()) return {};
-    return {scales_.data(), {count, form_.n}};
+
+  ConstTensorView w(int64_t first, int64_t count) const {
+    return {row(first * n_), {dtype_, {count, n_, k_}}};
+  }
+  ConstTensorView scales(int64_t first, int64_t count) const {
+    if (scales_.empty()) return {};
+    return {scales_.data() + first * n_, {count, n_}};
   }
 
  private:
-  char* at(int64_t i) const { return static_cast<char*>(w_.data()) + i * form_.expert_bytes(); }
+  void allocate(DType dtype, int64_t experts, int64_t n, int64_t k) {
+    dtype_ = dtype;
+    n_ = n;
+    k_ = k;
+    check(HugeBuffer::allocate(experts * n * k * size_of(dtype), &w_));
+  }
+  char* row(int64_t i) const { return static_cast<char*>(w_.data()) + i * k_ * size_of(dtype_); }
 
-  GemmForm form_;
+  // A column of a panel, [k / group][width][group].
+  void unpack(const PackedWeights& packed, int64_t expert, int64_t panel, int column, int64_t to) {
+    constexpr int64_t kGroupBytes = 4;
+    const char* from = packed.panel(expert, panel) + column * kGroupBytes;
+    const int64_t step = packed.panel_width(panel) * kGroupBytes;
+    const int64_t bytes = k_ * size_of(dtype_);
+    for (int64_t at = 0; at < bytes; at += kGroupBytes) {
+      std::memcpy(row(to) + at, from, static_cast<size_t>(std::min(kGroupBytes, bytes - at)));
+      from += step;
+    }
+    if (!scales_.empty()) {
+      scales_[static_cast<size_t>(to)] = packed.scales(expert, panel)[column];
+    }
+  }
+
+  DType dtype_ = DType::kF32;
+  int64_t n_ = 0;
+  int64_t k_ = 0;
   HugeBuffer w_;
   std::vector<float> scales_;
 };
 
+// Some experts of a layer; behind them, unless they are a model's, shared ones.
 class PlainLayer {
  public:
   PlainLayer(const LayerValues& values, const std::vector<int64_t>& experts)
-      : w13_(values.w13, experts), w2_(values.w2, experts), shared_(values.shared_experts) {}
+      : shared_(values.shared_experts) {
+    const tools::LoadedMoeLayer* model = values.model.get();
+    if (model == nullptr) {
+      w13_ = PlainExperts(values.w13, experts);
+      w2_ = PlainExperts(values.w2, experts);
+      return;
+    }
+    w13_ = PlainExperts(model->w13, experts);
+    w2_ = PlainExperts(model->w2, experts);
+    gather(model->b13, model->w13.n(), experts, &b13_);
+    gather(model->b2, model->w2.n(), experts, &b2_);
+    if (!model->shared_w13.packed()) return;
+    model_shared_ = true;
+    shared_w13_ = PlainExperts(model->shared_w13, {0});
+    shared_w2_ = PlainExperts(model->shared_w2, {0});
+  }
 
-  // The first `count` are the routed ones; the shared ones begin at `first_shared`.
+  // Of a call on the first `count` experts, whose shared ones begin at `first_shared`.
   ref::MoeLayerWeights weights(int64_t count, int64_t first_shared) const {
     ref::MoeLayerWeights weights;
     weights.w13 = w13_.w(0, count);
-    weights.w13_scale = w13_.scales(count);
+    weights.w13_scale = w13_.scales(0, count);
     weights.w2 = w2_.w(0, count);
-    weights.w2_scale = w2_.scales(count);
-    if (shared_ == 0) return weights;
-    weights.shared_w13 = w13_.w(first_shared, shared_);
-    weights.shared_w13_scale = w13_.scales(shared_);
-    weights.shared_w2 = w2_.w(first_shared, shared_);
-    weights.shared_w2_scale = w2_.scales(shared_);
+    weights.w2_scale = w2_.scales(0, count);
+    if (!model_shared_ && shared_ == 0) return weights;
+    const PlainExperts& w13 = model_shared_ ? shared_w13_ : w13_;
+    const PlainExperts& w2 = model_shared_ ? shared_w2_ : w2_;
+    const int64_t first = model_shared_ ? 0 : first_shared;
+    const int64_t shared = model_shared_ ? 1 : shared_;
+    weights.shared_w13 = w13.w(first, shared);
+    weights.shared_w13_scale = w13.scales(first, shared);
+    weights.shared_w2 = w2.w(first, shared);
+    weights.shared_w2_scale = w2.scales(first, shared);
     return weights;
+  }
+  // The experts' biases.
+  void set_biases(int64_t count, MoeLayerArgs* args) const {
+    const auto view = [&](const std::vector<float>& bias) -> ConstTensorView {
+      if (bias.empty()) return {};
+      return {bias.data(), {count, static_cast<int64_t>(bias.size()) / count}};
+    };
+    args->b13 = view(b13_);
+    args->b2 = view(b2_);
   }
 
  private:
-  PlainExperts w13_, w2_;
+  static void gather(const std::vector<float>& all, int64_t n, const std::vector<int64_t>& experts,
+                     std::vector<float>* some) {
+    if (all.empty()) return;
+    for (const int64_t e : experts) {
+      some->insert(some->end(), all.begin() + e * n, all.begin() + (e + 1) * n);
+    }
+  }
+
+  PlainExperts w13_, w2_, shared_w13_, shared_w2_;
+  std::vector<float> b13_, b2_;
   int64_t shared_;
+  bool model_shared_ = false;
 };
 
 class Reference final : public LayerImpl {
@@ -369,7 +456,9 @@ std::vector<float> reference_token(const LayerValues& values, const LayerCall& c
                      call.weights + token * call.top_k,
                      call.top_k,
                      out.data()};
-  check(ref::moe_layer(layer.weights(call.top_k, call.top_k), args_of(values, alone)));
+  MoeLayerArgs args = args_of(values, alone);
+  layer.set_biases(call.top_k, &args);
+  check(ref::moe_layer(layer.weights(call.top_k, call.top_k), args));
   std::vector<float> row;
   for (int64_t j = 0; j < H; ++j) row.push_back(load_value(values.activations(), out.data(), j));
   return row;

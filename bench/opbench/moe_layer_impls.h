@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/opbench/gemm_data.h"
+#include "tools/checkpoint/moe_layer.h"
 
 namespace moeops::bench {
 
@@ -20,11 +21,18 @@ struct LayerValues {
   WeightValues w2;
   SwigluParams swiglu;
   int64_t shared_experts;
+  // A model's layer, which then has the weights; only the sizes above hold.
+  std::shared_ptr<const tools::LoadedMoeLayer> model;
 
   int64_t hidden() const { return w13.form().k; }
   int64_t intermediate() const { return w2.form().k; }
   // Of the layer's input and output.
   DType activations() const { return w2.form().y; }
+  // Of all shared experts together.
+  int64_t shared_width() const {
+    if (model == nullptr) return shared_experts * intermediate();
+    return model->shared_w2.packed() ? model->shared_w2.k() : 0;
+  }
   int64_t expert_bytes() const { return w13.form().expert_bytes() + w2.form().expert_bytes(); }
 };
 

@@ -18,6 +18,8 @@ namespace moeops::bench {
 // What the command line asks of every operator.
 struct Options {
   Problem problem;
+  std::string model;  // not empty: the problem, and its weights, are a layer of this folder's model
+  int64_t layer = 0;
   std::vector<std::string> gemms;  // of w13 and w2
   std::vector<int64_t> tokens;
   // Instead of tokens: rows of every expert (one value), or of the first experts (several).
@@ -51,6 +53,7 @@ struct Operator {
   bool takes_rows = false;  // --rows too
   bool tunes = false;       // --tune too
   bool fresh_routings = false;
+  bool takes_model = false;  // --model too
   // Measures every implementation on every load; `progress` is told what is being done. Throws
   // tools::Error.
   std::function<std::vector<Result>(const Options&, const LimitsMeter&, const Progress&)> run;

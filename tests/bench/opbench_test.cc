@@ -17,7 +17,9 @@
 #include "bench/opbench/routing.h"
 #include "bench/opbench/row_bench.h"
 #include "bench/opbench/verify.h"
+#include "tests/tools/test_support.h"
 #include "tools/tensor_file/error.h"
+#include "tools/tensor_file/safetensors.h"
 
 namespace moeops::bench {
 namespace {
@@ -527,6 +529,96 @@ TEST(RunMoeLayer, SmallProblem) {
       EXPECT_EQ(r.written_bytes, x);
       EXPECT_GT(r.gops, 0);
       EXPECT_DOUBLE_EQ(r.roofline_fraction, r.roofline_ms / r.median_ms);
+    }
+  }
+}
+
+// The layer of a model that a test writes, [E, H, I] = [6, 72, 40].
+class ModelLayer {
+ public:
+  void add(const std::string& name, const std::vector<int64_t>& shape) {
+    tools::Tensor tensor(tools::FileDType::kF32, shape);
+    for (int64_t i = 0; i < tensor.numel(); ++i) {
+      store_value(DType::kF32,
+                  value_at(static_cast<uint32_t>(tensors_.size()), static_cast<uint32_t>(i)),
+                  tensor.data.data(), i);
+    }
+    tensors_.emplace_back("model.layers.2.mlp." + name, std::move(tensor));
+  }
+  void add_expert(const std::string& name, int64_t intermediate) {
+    add(name + ".gate_proj.weight", {intermediate, 72});
+    add(name + ".up_proj.weight", {intermediate, 72});
+    add(name + ".down_proj.weight", {72, intermediate});
+  }
+  // Writes it and runs the benchmark on it.
+  std::vector<Result> run(const nlohmann::json& config, const std::string& dtype, int64_t layer) {
+    const std::string folder = fs::path(dir_ / "x").parent_path().string();
+    tools::write_text(dir_ / "config.json", config.dump());
+    std::vector<tools::NamedTensor> named;
+    for (const auto& [name, tensor] : tensors_) named.push_back({name, tensor.ref()});
+    tools::write_safetensors(dir_ / "model.safetensors", {}, named);
+    Options options;
+    options.model = folder;
+    options.layer = layer;
+    options.tokens = {9};
+    options.routing.emplace("uniform");
+    options.dtype = dtype;
+    options.impls = {"moeops", "ref"};
+    options.threads = 2;
+    options.reps = 1;
+    options.min_seconds = 0;
+    return moe_layer_operator().run(options, shared_meter(), [](const std::string&) {});
+  }
+
+ private:
+  tools::TempDir dir_;
+  std::vector<std::pair<std::string, tools::Tensor>> tensors_;
+};
+
+// Weights of a real layer, with whatever belongs to them.
+TEST(RunMoeLayer, OfAModelWithSharedExperts) {
+  ModelLayer model;
+  model.add("gate.weight", {6, 72});
+  for (int e = 0; e < 6; ++e) model.add_expert("experts." + std::to_string(e), 40);
+  model.add_expert("shared_experts", 96);
+  const nlohmann::json config = {{"num_experts_per_tok", 2}, {"hidden_act", "gelu_pytorch_tanh"}};
+  for (const char* dtype : {"w8a8", "bf16"}) {
+    const std::vector<Result> results = model.run(config, dtype, 2);
+    ASSERT_EQ(results.size(), 2u);
+    for (const Result& r : results) {
+      EXPECT_TRUE(r.verified) << dtype << ": " << r.wrong;
+      EXPECT_EQ(r.experts, 6);
+      EXPECT_EQ(r.rows, 9 * 2);
+      EXPECT_EQ(r.variant, "gelu_tanh");
+      EXPECT_EQ(r.weights, "warm") << "so few cannot be cold";
+      EXPECT_NE(r.repro.find(" --layer 2 "), std::string::npos);
+      EXPECT_EQ(r.repro.find("--problem"), std::string::npos);
+      EXPECT_EQ(r.repro.find("--variant"), std::string::npos);
+      const bool s8 = std::string_view(dtype) == "w8a8";
+      const int64_t width = r.active_experts * 40 + 96;
+      EXPECT_EQ(r.read_bytes, 3 * width * 72 *
+                                      (s8                ? 1
+                                       : dtype[0] == 'b' ? 2
+                                                         : 4) +
+                                  (s8 ? 4 * (2 * width + (r.active_experts + 1) * 72) : 0) +
+                                  9 * 72 * (dtype[0] == 'f' ? 4 : 2) + 18 * 8);
+    }
+  }
+  EXPECT_NE(error_of([&] { model.run(config, "bf16", 5); }).find("model.layers.5."),
+            std::string::npos);
+}
+
+TEST(RunMoeLayer, OfAModelWithBiases) {
+  ModelLayer model;
+  model.add("router.weight", {6, 72});
+  model.add("experts.gate_up_proj", {6, 72, 80});
+  model.add("experts.gate_up_proj_bias", {6, 80});
+  model.add("experts.down_proj", {6, 40, 72});
+  model.add("experts.down_proj_bias", {6, 72});
+  for (const char* dtype : {"w8a8", "f32"}) {
+    for (const Result& r : model.run({{"num_experts_per_tok", 3}}, dtype, 2)) {
+      EXPECT_TRUE(r.verified) << dtype << ": " << r.wrong;
+      EXPECT_EQ(r.variant, "swiglu_oai");
     }
   }
 }

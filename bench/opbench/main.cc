@@ -321,7 +321,8 @@ int main_of(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--seed", args.seed)->capture_default_str();
   app.add_option("--json", args.json, "Write the results to this file");
-  app.add_flag("--explain", args.explain, "Print the plan chosen for each problem");
+  app.add_flag("--explain", args.explain,
+               "Print the plan chosen for each problem, and where the time of a moe_layer goes");
   app.add_flag("--tune", args.tune,
                "Search faster plans for moeops' GEMMs, each verified bit for bit, and write those "
                "that win to the tuning cache; measures with them");

@@ -81,6 +81,7 @@ class LayerBench {
                                   values_.expert_bytes()) /
                   0x1p30,
               1e3 * load_seconds, 1e3 * (seconds_now() - before)));
+          if (m.wrong.empty()) explain_phases(impl, loads_[i], m);
         }
       }
       if (m.wrong.empty()) measure_calls(impl, loads_[i], m);
@@ -164,6 +165,46 @@ class LayerBench {
     const std::set<int32_t> active(load.choices.begin(), load.choices.end());
     load.active.assign(active.begin(), active.end());
     return load;
+  }
+
+  // Where the time of some calls went. What the caller's thread does alone, all workers wait for;
+  // of everything else a call takes what its workers take on average.
+  void explain_phases(LayerImpl& impl, const Load& load, Measured& m) {
+    constexpr int kCalls = 9;
+    using moe_layer_internal::Phases;
+    static constexpr std::pair<double Phases::*, const char*> kPhases[] = {
+        {&Phases::routing, "routing"},    {&Phases::prepare, "quantise"},
+        {&Phases::gate_up, "first GEMM"}, {&Phases::gate_up_epilogue, "its epilogue"},
+        {&Phases::down, "second GEMM"},   {&Phases::down_epilogue, "its epilogue"},
+        {&Phases::combine, "combine"},    {&Phases::waiting, "waiting at barriers"}};
+    double seconds[std::size(kPhases)] = {};
+    double all = 0;
+    for (int call = 0; call < kCalls; ++call) {
+      const LayerCall next = next_call(load);
+      const double start = seconds_now();
+      std::vector<Phases> phases = impl.run_in_phases(next);
+      all += seconds_now() - start;
+      // A small call has fewer workers than the context.
+      std::erase_if(phases, [](const Phases& p) { return p.combine == 0; });
+      if (phases.empty()) return;
+      for (size_t i = 0; i < std::size(kPhases); ++i) {
+        double sum = 0;
+        for (const Phases& p : phases) sum += p.*kPhases[i].first;
+        seconds[i] += i == 0 ? sum : sum / static_cast<double>(phases.size());
+      }
+    }
+    std::string words = fmt::format("{:.4f} ms a call, of which", 1e3 * all / kCalls);
+    double around = 0;
+    for (size_t i = 0; i < std::size(kPhases); ++i) {
+      words += fmt::format("{} {} {:.1f}%", i == 0 ? "" : ",", kPhases[i].second,
+                           100 * seconds[i] / all);
+      const auto phase = kPhases[i].first;
+      if (phase != &Phases::gate_up && phase != &Phases::down && phase != &Phases::waiting) {
+        around += seconds[i];
+      }
+    }
+    m.explain.push_back(words);
+    m.explain.push_back(fmt::format("around the GEMMs {:.1f}%", 100 * around / all));
   }
 
   // The load's experts are the next ones of the pool (the first ones again when warm).

@@ -73,6 +73,22 @@ class Moeops final : public LayerImpl {
     shared_.clear();
   }
   void run(const LayerCall& call) override {
+    check(moe_layer(*context_, weights_of(call), args_of(*values_, call)));
+  }
+  std::vector<moe_layer_internal::Phases> run_in_phases(const LayerCall& call) override {
+    std::vector<moe_layer_internal::Phases> phases(static_cast<size_t>(context_->workers()));
+    check(moe_layer_internal::moe_layer_in_phases(*context_, weights_of(call),
+                                                  args_of(*values_, call), phases.data()));
+    return phases;
+  }
+
+ private:
+  struct Shared {
+    PackedWeights w13, w2;
+  };
+
+  MoeLayerWeights weights_of(const LayerCall& call) const {
+    if (values_->model != nullptr) return values_->model->weights();
     MoeLayerWeights weights;
     weights.w13 = &w13_;
     weights.w2 = &w2_;
@@ -81,14 +97,8 @@ class Moeops final : public LayerImpl {
       weights.shared_w13 = &shared_[static_cast<size_t>(set)].w13;
       weights.shared_w2 = &shared_[static_cast<size_t>(set)].w2;
     }
-    if (values_->model != nullptr) weights = values_->model->weights();
-    check(moe_layer(*context_, weights, args_of(*values_, call)));
+    return weights;
   }
-
- private:
-  struct Shared {
-    PackedWeights w13, w2;
-  };
 
   std::optional<Isa> isa_;
   std::optional<LayerValues> values_;

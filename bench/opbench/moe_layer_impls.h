@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/opbench/gemm_data.h"
+#include "fused/moe_layer/phases.h"
 #include "tools/checkpoint/moe_layer.h"
 
 namespace moeops::bench {
@@ -67,6 +68,8 @@ class LayerImpl {
   virtual void load(const LayerValues& values, const LayerSizes& sizes, int threads) = 0;
   virtual void unload() = 0;
   virtual void run(const LayerCall& call) = 0;
+  // The same, telling where its time went: the workers' phases; empty if it cannot.
+  virtual std::vector<moe_layer_internal::Phases> run_in_phases(const LayerCall&) { return {}; }
 };
 
 // By name, those that can do the dtype with the ISA:

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "fused/moe_layer/kernels.h"
+#include "fused/moe_layer/phases.h"
 #include "ops/core/arg_check.h"
 #include "ops/core/carver.h"
 #include "ops/core/team.h"
@@ -17,6 +18,8 @@
 namespace moeops {
 
 using namespace grouped_matmul_internal;  // NOLINT(google-build-using-namespace)
+using moe_layer_internal::PhaseClock;
+using moe_layer_internal::Phases;
 
 namespace {
 
@@ -30,6 +33,7 @@ struct Call {
   int64_t H, K, E;
   int workers;
   bool streams_y;
+  Phases* phases;  // of every worker, or null
 };
 
 // Rows of x as the GEMMs read them: x itself, or a copy that was weighted or quantised.
@@ -387,7 +391,22 @@ void Run::combine(const Team& team) {
   }
 }
 
+// A worker's part of a GEMM.
+void multiply(TileDriver& driver, const Team& team, const RowFeed& feed, TileSink& sink,
+              PhaseClock& clock, double Phases::*phase, double Phases::*epilogue,
+              const TileDriver* source = nullptr) {
+  if (!clock.runs()) {
+    driver.work(team.worker, feed, sink, source);
+    return;
+  }
+  moe_layer_internal::TimedSink timed(sink);
+  driver.work(team.worker, feed, timed, source);
+  clock.end(phase);
+  clock.move(timed.seconds(), phase, epilogue);
+}
+
 void Run::work(const Team& team) {
+  PhaseClock clock(call_.phases != nullptr ? call_.phases + team.worker : nullptr);
   const bool staged = any_stage(call_.args.stages);
   if (staged) {
     clear_stages(team);
@@ -405,7 +424,9 @@ void Run::work(const Team& team) {
       shared_.token_of_row[i] = static_cast<int32_t>(i % count_);
     }
   }
+  clock.end(&Phases::prepare);
   team.barrier();
+  clock.end(&Phases::waiting);
 
   const RowStages stages{call_.args.stages, slot_of_row_, first_ * call_.K};
   const auto for_each_experts = [&](const auto& function) {
@@ -428,10 +449,12 @@ void Run::work(const Team& team) {
                             .scale = experts.h_scale};
     if (row_stages != nullptr) {
       StagedGateUpSink sink(ctx_, gate_up, *row_stages);
-      experts.gate_up.work(team.worker, feed, sink);
+      multiply(experts.gate_up, team, feed, sink, clock, &Phases::gate_up,
+               &Phases::gate_up_epilogue);
     } else {
       GateUpSink sink(ctx_, gate_up);
-      experts.gate_up.work(team.worker, feed, sink);
+      multiply(experts.gate_up, team, feed, sink, clock, &Phases::gate_up,
+               &Phases::gate_up_epilogue);
     }
   });
   for_each_experts([&](Experts& experts, const RowStages* row_stages) {
@@ -442,11 +465,14 @@ void Run::work(const Team& team) {
                                        .stride = I,
                                        .is_u8 = true}
                              : RowFeed{.data = experts.h, .stride = I * size_of(experts.h_dtype())};
-    experts.down.work(team.worker, feed, sink, &experts.gate_up);
+    multiply(experts.down, team, feed, sink, clock, &Phases::down, &Phases::down_epilogue,
+             &experts.gate_up);
   });
   call_.epilogue.fence();
   team.barrier();
+  clock.end(&Phases::waiting);
   combine(team);
+  clock.end(&Phases::combine);
 }
 
 void check_pack(ArgCheck& check, const char* name, const PackedWeights* pack, WeightRole role,
@@ -555,6 +581,12 @@ Status check_call(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
 }  // namespace
 
 Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArgs& args) {
+  return moe_layer_internal::moe_layer_in_phases(ctx, weights, args, nullptr);
+}
+
+Status moe_layer_internal::moe_layer_in_phases(Context& ctx, const MoeLayerWeights& weights,
+                                               const MoeLayerArgs& args, Phases* phases) {
+  PhaseClock clock(phases);
   MOEOPS_RETURN_IF_ERROR(ctx.status());
   MOEOPS_RETURN_IF_ERROR(check_call(weights, args));
   const int64_t T = args.x.dim(0);
@@ -568,7 +600,8 @@ Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArg
                .E = weights.w13->experts(),
                .workers = 1,
                .streams_y = outgrows_caches(T * args.expert_ids.dim(1),
-                                            args.x.dim(1) * int64_t{sizeof(float)})};
+                                            args.x.dim(1) * int64_t{sizeof(float)}),
+               .phases = phases};
   // Nothing to write: without columns out is empty.
   if (T == 0 || (call.H == 0 && !any_stage(args.stages))) return {};
   const auto team_for_experts = [&](const PackedWeights* w13, const PackedWeights* w2,
@@ -605,7 +638,9 @@ Status moe_layer(Context& ctx, const MoeLayerWeights& weights, const MoeLayerArg
     MOEOPS_RETURN_IF_ERROR(ctx.reserve_scratch(run.scratch_bytes(), &scratch));
     run.sort_slots(scratch);
     run.add_groups();
+    clock.end(&Phases::routing);
     run_team(call.workers, [&](const Team& team) { run.work(team); });
+    clock.restart();
   }
   return {};
 }

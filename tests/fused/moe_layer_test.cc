@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "fused/moe_layer/phases.h"
 #include "tests/support/allocation_count.h"
 #include "tests/support/array.h"
 #include "tests/support/contract_sweep.h"
@@ -757,6 +759,55 @@ TEST(MoeLayer, AllocatesNothingAfterTheFirstCall) {
         }
       }
     }
+  }
+}
+
+// Every phase is counted, once, by every worker; and looking changes nothing.
+TEST(MoeLayer, TellsItsPhases) {
+  using moe_layer_internal::Phases;
+  using Clock = std::chrono::steady_clock;
+  const SplitSmallCalls split;
+  for (const bool limited : {false, true}) {
+    Draw draw(21);
+    Layer layer(draw, {.x = DType::kF32,
+                       .w = DType::kS8,
+                       .T = 64,
+                       .H = 130,
+                       .I = 300,
+                       .E = 8,
+                       .K = 3,
+                       .S = 1,
+                       .Is = 40});
+    Context ctx({.threads = 2});
+    if (limited) layer.call.args.scratch_limit = 2 * least_scratch(ctx, layer);
+    ASSERT_TRUE(moe_layer(ctx, layer.call.packed, layer.call.args).ok());
+    const std::vector<char> unseen = layer.out.content();
+    Phases phases[2];
+    const auto start = Clock::now();
+    ASSERT_TRUE(
+        moe_layer_internal::moe_layer_in_phases(ctx, layer.call.packed, layer.call.args, phases)
+            .ok());
+    const double all = std::chrono::duration<double>(Clock::now() - start).count();
+    EXPECT_EQ(layer.out.content(), unseen);
+    EXPECT_GT(phases[0].routing, 0);
+    EXPECT_EQ(phases[1].routing, 0) << "the caller's thread does it";
+    Phases both;  // either worker may have had all tiles
+    for (const Phases& p : phases) {
+      EXPECT_GT(p.prepare, 0);
+      EXPECT_GT(p.combine, 0);
+      EXPECT_GT(p.waiting, 0);
+      both.gate_up += p.gate_up;
+      both.gate_up_epilogue += p.gate_up_epilogue;
+      both.down += p.down;
+      both.down_epilogue += p.down_epilogue;
+      EXPECT_LE(p.routing + p.prepare + p.gate_up + p.gate_up_epilogue + p.down + p.down_epilogue +
+                    p.combine + p.waiting,
+                1.0001 * all);
+    }
+    EXPECT_GT(both.gate_up, 0);
+    EXPECT_GT(both.gate_up_epilogue, 0);
+    EXPECT_GT(both.down, 0);
+    EXPECT_GT(both.down_epilogue, 0);
   }
 }
 

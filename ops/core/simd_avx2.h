@@ -133,17 +133,16 @@ inline Vec lookup_scaled(const int32_t* table, Vec t) {
       _mm256_add_epi32(entry, _mm256_slli_epi32(_mm256_castps_si256(t), 19)));
 }
 
-// The bf16 rounding of dtype.h, to the upper halves.
+// To the upper halves, the bf16 rounding of dtype.h, but for NaN with more than zeros below.
 inline __m256i to_upper_bf16(Vec v) {
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
-  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x00400000));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  return _mm256_blendv_epi8(rounded, quiet, nan);
+  return _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
 }
 inline __m128i to_bf16_bits(Vec v) {
-  const __m256i words = _mm256_srli_epi32(to_upper_bf16(v), 16);
+  const __m256i quiet = _mm256_or_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x00400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(to_upper_bf16(v), quiet, nan), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 // Of two vectors in the order of load_two.

@@ -111,35 +111,26 @@ inline Vec lookup_scaled(const int32_t* table, Vec t) {
   return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(i, 19)));
 }
 
-// The bf16 rounding of dtype.h, to the upper halves; vcvtneps2bf16 would flush subnormals.
+// To the upper halves, the bf16 rounding of dtype.h, but for NaN with more than zeros below.
+// (vcvtneps2bf16 would flush subnormals.)
 inline __m512i to_upper_bf16(Vec v) {
   const __m512i u = _mm512_castps_si512(v);
-  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
-  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  const __m512i even_up = _mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF));
-  const __m512i up = _mm512_mask_add_epi32(even_up, odd, u, _mm512_set1_epi32(0x8000));
-  return _mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x00400000));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
 }
 inline __m256i to_bf16_bits(Vec v) {
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i words = _mm512_mask_or_epi32(to_upper_bf16(v), nan, _mm512_castps_si512(v),
+                                             _mm512_set1_epi32(0x00400000));
   const __m512i upper =
       _mm512_setr_epi32(0x00030001, 0x00070005, 0x000B0009, 0x000F000D, 0x00130011, 0x00170015,
                         0x001B0019, 0x001F001D, 0, 0, 0, 0, 0, 0, 0, 0);
-  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, to_upper_bf16(v)));
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, words));
 }
 // Of two vectors in the order of load_two.
 inline __m512i to_bf16_bits(Vec a, Vec b) {
-  const auto rounded = [](__m512 v) {
-    const __m512i u = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
-  };
-  __m512i even = rounded(a);
-  __m512i odd = rounded(b);
-  if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0) {
-    even = to_upper_bf16(a);
-    odd = to_upper_bf16(b);
-  }
-  return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(even, 16), odd);
+  return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(to_upper_bf16(a), 16),
+                                 to_upper_bf16(b));
 }
 inline __m256i to_f16_bits(Vec v) {
   return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

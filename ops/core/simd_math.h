@@ -7,8 +7,8 @@
 //
 //   exp        1.0, gradual underflow included; infinity from 88.722839 on
 //   sigmoid    2.5 down to x = -88.72, where e^-x overflows and the result becomes 0
-//   silu       2.5 likewise
-//   gelu_tanh  2.0 for x > 0; for x < 0, 2^-23 of |x|
+//   silu       2.4 likewise
+//   gelu_tanh  1.9 for x > 0; for x < 0, 2^-23.6 of |x|
 //
 // A NaN stays NaN, and -infinity gives what the formula gives: NaN for silu and gelu_tanh.
 

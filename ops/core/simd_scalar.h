@@ -26,9 +26,11 @@
 //            store(uint8_t*, Vec)                    the s8 value plus 128: what VNNI GEMMs read
 //            store(int32_t*, VecI)
 //            store(p, v, n): the first n lanes; nothing past the n elements is written.
-//            store_two(Element*, Vec a, Vec b)       in the order of load_two
-//            store(int8_t*, Vec a, b, c, d)          the same of 4 * kWidth values with |v| < 2^31,
-//                                                    in a third of the work
+//            store_two(Element*, Vec a, Vec b)       in the order of load_two; a NaN for bf16 is to
+//                                                    be quiet with a lower half of zeros, as it is
+//                                                    where arithmetic has made it of bf16
+//            store(int8_t*, Vec a, b, c, d)          4 * kWidth values with |v| < 2^31, in a
+//                                                    third of the work of four stores
 //            stream(Element*, Vec)                   past the caches, ordered by stream_fence();
 //                                                    p aligned to the kWidth elements
 //            stream_two(Element*, Vec a, Vec b)      likewise, p aligned to the 2 * kWidth elements

@@ -216,7 +216,10 @@ inline void run(const SwigluParams& params, const Source& source, int64_t I, Y* 
 
 template <class T>
 void swiglu_row(const SwigluParams& params, const void* x, int64_t I, void* y, const void* next) {
-  run(params, Columns<T>{static_cast<const T*>(x)}, I, static_cast<T*>(y), next);
+  SwigluParams plain = params;
+  // No other NaN than those of x and the processor's own: store_two asks for it.
+  if (plain.alpha != plain.alpha) plain.alpha = __builtin_nanf("");
+  run(plain, Columns<T>{static_cast<const T*>(x)}, I, static_cast<T*>(y), next);
 }
 
 void dequant(const SwigluParams& params, const DequantRow& row, int64_t I, float* h,

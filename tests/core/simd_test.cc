@@ -9,6 +9,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tests/core/simd_probe.h"
@@ -190,6 +191,9 @@ TEST(Simd, NarrowingStores) {
       const auto whole = static_cast<size_t>(n / (2 * probe->width) * (2 * probe->width));
       probe->f32_to_bf16_by_twos(x.data(), brain.data(), static_cast<int64_t>(whole));
       for (size_t i = 0; i < whole; ++i) {
+        // Of NaN, those that arithmetic makes of bf16.
+        if (std::isnan(x[i]) && (std::bit_cast<uint32_t>(x[i]) & 0x0040FFFF) != 0x00400000)
+          continue;
         ASSERT_EQ(brain[i].bits, to_bf16(x[i]).bits) << x[i] << " on " << to_string(probe->isa);
       }
     }
@@ -396,8 +400,14 @@ TEST(Simd, TwoVectorsAtATime) {
       std::memset(y.data(), 0, sizeof(y));
       copy(x.data(), y.data(), 65536, stream);
       for (size_t i = 0; i < x.size(); ++i) {
-        if (std::isnan(to_f32(x[i])) && std::isnan(to_f32(y[i]))) continue;
-        ASSERT_EQ(std::memcmp(&y[i], &x[i], sizeof(T)), 0) << i;
+        if constexpr (sizeof(T) == 2) {
+          const int quiet = !std::isnan(to_f32(x[i])) ? 0
+                            : std::is_same_v<T, bf16> ? 0x0040
+                                                      : 0x0200;
+          ASSERT_EQ(y[i].bits | quiet, x[i].bits | quiet);
+        } else {
+          ASSERT_EQ(std::bit_cast<uint32_t>(y[i]), std::bit_cast<uint32_t>(x[i]));
+        }
       }
     }
   };

@@ -69,7 +69,7 @@ TunedShape TileDriver::tuned_shape(const Context& ctx) const {
 }
 
 int64_t TileDriver::scratch_bytes() const {
-  return problem_.workers * worker_bytes() +
+  return problem_.workers * (worker_bytes() + kLine) +
          whole_lines(max_groups_ * static_cast<int64_t>(sizeof(Group))) +
          whole_lines(max_chunks_ * static_cast<int64_t>(sizeof(std::atomic<int32_t>)));
 }
@@ -80,11 +80,13 @@ void TileDriver::start(void* scratch, const GroupStatistics& groups) {
   parts_ = divide_up(std::max<int64_t>(problem_.panels, 1), plan_.task_panels);
   workers_scratch_ = static_cast<char*>(scratch);
   char* at = workers_scratch_ + problem_.workers * worker_bytes();
+  dealt_ = at;
+  for (int w = 0; w < problem_.workers; ++w) new (dealt_ + w * kLine) std::atomic<int64_t>(0);
+  at += problem_.workers * kLine;
   groups_ = reinterpret_cast<Group*>(at);
   at += whole_lines(max_groups_ * static_cast<int64_t>(sizeof(Group)));
   pending_ = max_chunks_ > 0 ? reinterpret_cast<std::atomic<int32_t>*>(at) : nullptr;
   group_count_ = chunk_count_ = tasks_ = 0;
-  next_task_.store(0, std::memory_order_relaxed);
 }
 
 void TileDriver::add_group(int64_t expert, int64_t first_row, int64_t rows) {
@@ -100,8 +102,22 @@ void TileDriver::add_group(int64_t expert, int64_t first_row, int64_t rows) {
   chunk_count_ += chunks;
 }
 
-// Tasks are dealt in order, so a worker's groups only ascend: *group is where the last one was.
+// Every worker has a run of tasks of its own, whose weights lie one after another: the processor
+// sees that they are read in order. Whoever is done helps the next one.
+int64_t TileDriver::next_task(int worker, int* helped) const {
+  for (; *helped < problem_.workers; ++*helped) {
+    const int owner = (worker + *helped) % problem_.workers;
+    auto* dealt = std::launder(reinterpret_cast<std::atomic<int64_t>*>(dealt_ + owner * kLine));
+    const int64_t task =
+        tasks_ * owner / problem_.workers + dealt->fetch_add(1, std::memory_order_relaxed);
+    if (task < tasks_ * (owner + 1) / problem_.workers) return task;
+  }
+  return kNoTask;
+}
+
+// *group: where the last one was, or any other; within a run groups ascend.
 TileDriver::Task TileDriver::locate(int64_t task, int64_t* group) const {
+  if (groups_[*group].first_task > task) *group = 0;
   while (*group + 1 < group_count_ && groups_[*group + 1].first_task <= task) ++*group;
   const Group& g = groups_[*group];
   const int64_t part = (task - g.first_task) % parts_;
@@ -128,13 +144,14 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink, const Til
   const Group* packed_group = nullptr;
   int64_t packed_chunk = -1;
   int64_t group = 0;
-  int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-  while (task < tasks_) {
+  int helped = 0;
+  int64_t task = next_task(worker, &helped);
+  while (task != kNoTask) {
     const Task now = locate(task, &group);
     // The next task is taken already, so that its first panel can be asked for.
-    task = next_task_.fetch_add(1, std::memory_order_relaxed);
+    task = next_task(worker, &helped);
     const char* following = nullptr;
-    if (task < tasks_) {
+    if (task != kNoTask) {
       int64_t next_group = group;
       const Task next = locate(task, &next_group);
       following = weights_->panel(next.group->expert, next.first_panel);

@@ -84,8 +84,11 @@ class TileDriver {
     int64_t end_panel;
   };
 
+  static constexpr int64_t kNoTask = -1;
+
   int64_t worker_bytes() const { return x_bytes_ + c_bytes_; }
   void wait_for(int64_t group) const;
+  int64_t next_task(int worker, int* helped) const;
   Task locate(int64_t task, int64_t* group) const;
   void run_task(const Task& task, const char* following, const char* x, char* c,
                 TileSink& sink) const;
@@ -102,12 +105,12 @@ class TileDriver {
   int64_t max_groups_ = 0, max_chunks_ = 0;
 
   char* workers_scratch_ = nullptr;
+  char* dealt_ = nullptr;  // of each worker's tasks, how many: an atomic int64_t on its own line
   Group* groups_ = nullptr;
   int64_t group_count_ = 0;
   std::atomic<int32_t>* pending_ = nullptr;  // parts of a chunk that are not finished; or null
   int64_t chunk_count_ = 0;
   int64_t tasks_ = 0;
-  std::atomic<int64_t> next_task_{0};
 };
 
 }  // namespace moeops::grouped_matmul_internal

@@ -39,6 +39,8 @@ void check_slots(ArgCheck& check, const FinalizeRoutingArgs& args, int64_t T, in
 
 Status finalize_routing(const FinalizeRoutingArgs& args) noexcept {
   ArgCheck check("finalize_routing");
+  check.choice("index_layout", args.index_layout, IndexLayout::kColumn);
+  check.choice("rows", args.rows, ExpandedRows::kDropPad);
   const DType dtype = args.expanded.dtype;
   Dim M{"M"}, E{"E"}, C{"C"}, H{"H"}, T{"T"}, K{"K"};
   if (args.rows == ExpandedRows::kDropPad) {

@@ -76,6 +76,8 @@ void check_params(ArgCheck& check, const GatingTopKArgs& args, int64_t T, int64_
 
 Status run(const GatingTopKArgs& args) {
   ArgCheck check("gating_top_k");
+  check.choice("score", args.score, GatingScore::kSigmoid);
+  check.choice("group_select", args.group_select, GroupSelect::kTop2Sum);
   Dim T{"T"}, E{"E"}, K{"K", args.k, "k"};
   check.input("logits", args.logits, {DType::kF32, DType::kBf16, DType::kF16}, {T, E});
   check.optional_input("bias", args.bias, {DType::kF32}, {E});

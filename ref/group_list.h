@@ -19,6 +19,7 @@ struct Group {
 // The shape that a group_list of this type has; G is any size.
 inline void check_group_list_view(ArgCheck& check, const ConstTensorView& list, ListType type,
                                   Dim& E, Dim& G) {
+  check.choice("list_type", type, ListType::kSparse);
   if (type == ListType::kSparse) {
     check.input("group_list", list, {DType::kI64}, {G, 2});
   } else {

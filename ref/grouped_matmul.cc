@@ -59,6 +59,8 @@ void check_dtypes(ArgCheck& check, const Weights& weights, const GroupedMatmulAr
 
 Status run(const Weights& weights, const GroupedMatmulArgs& args) {
   ArgCheck check("grouped_matmul");
+  check.choice("activation", args.activation, Activation::kSilu);
+  check.choice("uncovered", args.uncovered, Uncovered::kKeep);
   Dim M{"M"}, K{"K"}, E{"E"}, N{"N"}, G{"G"};
   check.input("x", args.x, {DType::kF32, DType::kBf16, DType::kS8}, {M, K});
   if (weights.transpose_w) {

@@ -130,6 +130,10 @@ void write_counts(const InitRoutingArgs& args, const std::vector<int64_t>& slots
 
 Status run(const InitRoutingArgs& args) {
   ArgCheck check("init_routing");
+  check.choice("mode", args.mode, RoutingMode::kDropPad);
+  check.choice("counts", args.counts, ExpertCounts::kKeyValue);
+  check.choice("row_index_type", args.row_index_type, RowIndexType::kScatter);
+  check.choice("quant", args.quant, RoutingQuant::kDynamic);
   const bool drop_pad = args.mode == RoutingMode::kDropPad;
   const ExpertRange range = args.expert_range.value_or(ExpertRange{0, args.expert_count});
   Dim T{"T"}, H{"H"}, K{"K"};

@@ -16,6 +16,8 @@ inline void check_swiglu(ArgCheck& check, const SwigluParams& params, const Dim&
                 width.name, width.value, width.from);
   I.value = width.value / 2;
   I.from = width.from;
+  check.choice("activation", params.activation, GatedActivation::kGeluTanh);
+  check.choice("gate", params.gate, Gate::kInterleaved);
   check.require(params.activation != GatedActivation::kSwigluOai || params.limit >= 0.0f,
                 "limit = %g is not a number from 0 on", static_cast<double>(params.limit));
 }

@@ -13,6 +13,7 @@
 #include "ops/core/team.h"
 #include "ops/grouped_matmul/gate_up_sink.h"
 #include "ops/init_routing/slot_sort.h"
+#include "ops/swiglu/check_swiglu.h"
 #include "quant/dynamic_quant/kernels.h"
 
 namespace moeops {
@@ -498,6 +499,7 @@ void check_equal(ArgCheck& check, const char* pack, const char* what, int64_t si
 
 Status check_call(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
   ArgCheck check("moe_layer");
+  swiglu_internal::check_params(check, args.swiglu);
   const bool has_shared = weights.shared_w13 != nullptr || weights.shared_w2 != nullptr;
   const DType dtype = weights.w13 != nullptr ? weights.w13->dtype() : DType::kNone;
   check_pack(check, "w13", weights.w13, WeightRole::kGateUp, &args.swiglu.gate, dtype);
@@ -537,8 +539,6 @@ Status check_call(const MoeLayerWeights& weights, const MoeLayerArgs& args) {
   } else {
     check.absent("stage.shared", args.stages.shared, "shared_w13 is missing");
   }
-  check.require(args.swiglu.activation != GatedActivation::kSwigluOai || args.swiglu.limit >= 0.0f,
-                "limit = %g is not a number from 0 on", static_cast<double>(args.swiglu.limit));
   check.output("out", args.out, {args.x.dtype}, {T, H});
   Dim N{"N", 0, "expert_ids"};
   if (check.ok()) {

@@ -48,6 +48,16 @@ class ArgCheck {
   // A view that the chosen parameters leave no use for must not be given.
   void absent(const char* name, const ConstTensorView& view, const char* reason);
 
+  // A parameter whose enumerators count from 0 to `last`. A caller may have cast anything to it, so
+  // this comes before the value decides anything.
+  template <class Enum>
+  void choice(const char* name, Enum value, Enum last) {
+    const int number = static_cast<int>(value);
+    const int count = static_cast<int>(last) + 1;
+    require(number >= 0 && number < count, "%s = %d is not one of its %d choices", name, number,
+            count);
+  }
+
   // Keeps the error unless `condition` holds; the message is printf's.
   __attribute__((format(printf, 3, 4))) void require(bool condition, const char* format, ...);
 

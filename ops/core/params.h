@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Parameters that more than one operator takes. An operator's header says what they do there.
+// Parameters that more than one operator takes. An operator's header says what they do there. A
+// value that is none of the enumerators is an invalid argument, of these and of every operator's
+// own enumerations.
 
 namespace moeops {
 

@@ -15,6 +15,7 @@ namespace moeops::grouped_matmul_internal {
 // The shape that a group_list of this type has.
 inline void check_group_list_view(ArgCheck& check, const ConstTensorView& list, ListType type,
                                   Dim& E) {
+  check.choice("list_type", type, ListType::kSparse);
   Dim G{"G"};
   if (type == ListType::kSparse) {
     check.input("group_list", list, {DType::kI64}, {G, 2});

@@ -95,6 +95,8 @@ void check_dtypes(ArgCheck& check, const PackedWeights& weights, const GroupedMa
 Status check_call(const PackedWeights& weights, const GroupedMatmulArgs& args,
                   GroupStatistics* groups) {
   ArgCheck check("grouped_matmul");
+  check.choice("activation", args.activation, Activation::kSilu);
+  check.choice("uncovered", args.uncovered, Uncovered::kKeep);
   check.require(weights.packed(), "weights hold nothing");
   check.require(weights.form().role == WeightRole::kPlain,
                 "weights are packed as gate and up, expected plain ones");

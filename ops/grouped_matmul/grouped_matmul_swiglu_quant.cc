@@ -8,6 +8,7 @@
 #include "ops/core/team.h"
 #include "ops/grouped_matmul/gate_up_sink.h"
 #include "ops/grouped_matmul/group_list.h"
+#include "ops/swiglu/check_swiglu.h"
 
 namespace moeops {
 
@@ -18,6 +19,7 @@ namespace {
 Status check_call(const PackedWeights& weights, const GroupedMatmulSwigluQuantArgs& args,
                   GroupStatistics* groups) {
   ArgCheck check("grouped_matmul_swiglu_quant");
+  swiglu_internal::check_params(check, args.swiglu);
   check.require(weights.packed(), "weights hold nothing");
   check.require(weights.form().role == WeightRole::kGateUp,
                 "weights are packed as plain ones, expected gate and up");
@@ -33,8 +35,6 @@ Status check_call(const PackedWeights& weights, const GroupedMatmulSwigluQuantAr
   check_group_list_view(check, args.group_list, args.list_type, E);
   check.optional_input("bias", args.bias, {DType::kI32, DType::kF32}, {E, width});
   check.optional_input("x_scale", args.x_scale, {DType::kF32}, {M});
-  check.require(args.swiglu.activation != GatedActivation::kSwigluOai || args.swiglu.limit >= 0.0f,
-                "limit = %g is not a number from 0 on", static_cast<double>(args.swiglu.limit));
   check.output("q", args.q, {DType::kS8}, {M, I});
   check.output("scale", args.scale, {DType::kF32}, {M});
   check.memory("weights", weights.data(), weights.bytes());

@@ -158,11 +158,8 @@ Status PackedWeights::lay_out(const PackedWeightsForm& form) {
   check.require(!s8 || form.k <= kMaxKOfS8,
                 "form.k = %" PRId64 " is more than %" PRId64 ", beyond which s32 overflows", form.k,
                 kMaxKOfS8);
-  check.require(gate_up || form.role == WeightRole::kPlain, "form.role = %d is none",
-                static_cast<int>(form.role));
-  check.require(
-      form.gate == Gate::kLeft || form.gate == Gate::kRight || form.gate == Gate::kInterleaved,
-      "form.gate = %d is none", static_cast<int>(form.gate));
+  check.choice("form.role", form.role, WeightRole::kGateUp);
+  check.choice("form.gate", form.gate, Gate::kInterleaved);
   check.require(!gate_up || form.n % 2 == 0,
                 "form.n = %" PRId64 " is odd: gate and up have as many channels each", form.n);
   MOEOPS_RETURN_IF_ERROR(check.finish());

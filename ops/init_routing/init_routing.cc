@@ -90,6 +90,10 @@ void check_rows(ArgCheck& check, const InitRoutingArgs& args, int64_t experts, D
 // All but the expert ids, and what the number of kept slots has to fit in.
 Status check_call(const InitRoutingArgs& args, const ExpertRange& range) {
   ArgCheck check("init_routing");
+  check.choice("mode", args.mode, RoutingMode::kDropPad);
+  check.choice("counts", args.counts, ExpertCounts::kKeyValue);
+  check.choice("row_index_type", args.row_index_type, RowIndexType::kScatter);
+  check.choice("quant", args.quant, RoutingQuant::kDynamic);
   Dim T{"T"}, H{"H"}, K{"K"};
   check.input("x", args.x, {DType::kF32, DType::kBf16, DType::kF16}, {T, H});
   check.input("expert_ids", args.expert_ids, {DType::kI32}, {T, K});

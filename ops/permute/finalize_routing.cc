@@ -36,6 +36,8 @@ class Slots {
 
 Status check_call(const FinalizeRoutingArgs& args) {
   ArgCheck check("finalize_routing");
+  check.choice("index_layout", args.index_layout, IndexLayout::kColumn);
+  check.choice("rows", args.rows, ExpandedRows::kDropPad);
   const DType dtype = args.expanded.dtype;
   Dim M{"M"}, E{"E"}, C{"C"}, H{"H"}, T{"T"}, K{"K"};
   if (args.rows == ExpandedRows::kDropPad) {

@@ -11,6 +11,8 @@ namespace moeops::swiglu_internal {
 
 // What every operator with a SwiGLU in it checks.
 inline void check_params(ArgCheck& check, const SwigluParams& params) {
+  check.choice("activation", params.activation, GatedActivation::kGeluTanh);
+  check.choice("gate", params.gate, Gate::kInterleaved);
   check.require(params.activation != GatedActivation::kSwigluOai || params.limit >= 0.0f,
                 "limit = %g is not a number from 0 on", static_cast<double>(params.limit));
 }

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <string>
 #include <vector>
 
 namespace moeops {
@@ -41,6 +43,24 @@ TEST_F(ArgCheckTest, KeepsTheFirstViolation) {
   check.input("z", x_, {DType::kI64}, {T, 3});
   check.require(false, "never seen");
   EXPECT_STREQ(check.finish().message(), "op: x is missing");
+}
+
+TEST_F(ArgCheckTest, AChoiceIsOneOfTheEnumerators) {
+  enum class Colour { kRed, kGreen, kBlue };
+  enum class Small : uint8_t { kOne, kOther };
+  const auto message = [](auto value, auto last) {
+    ArgCheck check("op");
+    check.choice("colour", value, last);
+    return std::string(check.finish().message());
+  };
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(message(static_cast<Colour>(i), Colour::kBlue), "");
+  for (const int i : {3, -1, INT32_MAX, INT32_MIN}) {
+    EXPECT_EQ(message(static_cast<Colour>(i), Colour::kBlue),
+              "op: colour = " + std::to_string(i) + " is not one of its 3 choices");
+  }
+  EXPECT_EQ(message(Small::kOther, Small::kOther), "");
+  EXPECT_EQ(message(static_cast<Small>(255), Small::kOther),
+            "op: colour = 255 is not one of its 2 choices");
 }
 
 TEST_F(ArgCheckTest, SeesTheSmallestOverlap) {

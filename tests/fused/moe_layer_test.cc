@@ -949,7 +949,15 @@ TEST_F(MoeLayerRefusals, Parameters) {
   expect("limit = -1 is not a number from 0 on");
   args().swiglu.limit = NAN;
   expect("limit = nan is not a number from 0 on");
+  args().swiglu.activation = static_cast<GatedActivation>(3);
+  expect("activation = 3 is not one of its 3 choices");
+  args().swiglu.activation = static_cast<GatedActivation>(-1);
+  expect("activation = -1 is not one of its 3 choices");
   args().swiglu = {};
+  args().swiglu.gate = static_cast<Gate>(3);
+  expect("gate = 3 is not one of its 3 choices");
+  args().swiglu.gate = static_cast<Gate>(-1);
+  expect("gate = -1 is not one of its 3 choices");
   args().swiglu.gate = Gate::kInterleaved;
   expect("w13 was packed with another gate layout than swiglu.gate");
 }

@@ -304,6 +304,17 @@ TEST_F(DequantSwigluQuantErrors, OddWidth) {
   call_.args.x = {call_.x.data(), {6, 19}};
   expect("dequant_swiglu_quant: 2I = 19 (from x) is odd, but holds gate and up");
 }
+TEST_F(DequantSwigluQuantErrors, ValuesThatAreNoEnumerators) {
+  call_.args.swiglu.activation = static_cast<GatedActivation>(3);
+  expect("dequant_swiglu_quant: activation = 3 is not one of its 3 choices");
+  call_.args.swiglu.activation = static_cast<GatedActivation>(-1);
+  expect("dequant_swiglu_quant: activation = -1 is not one of its 3 choices");
+  call_.args.swiglu = {};
+  call_.args.swiglu.gate = static_cast<Gate>(3);
+  expect("dequant_swiglu_quant: gate = 3 is not one of its 3 choices");
+  call_.args.swiglu.gate = static_cast<Gate>(-1);
+  expect("dequant_swiglu_quant: gate = -1 is not one of its 3 choices");
+}
 TEST_F(DequantSwigluQuantErrors, NegativeLimit) {
   call_.args.swiglu.activation = GatedActivation::kSwigluOai;
   call_.args.swiglu.limit = -0.5f;

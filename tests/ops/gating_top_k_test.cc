@@ -518,6 +518,23 @@ TEST_F(OptimisedGatingTopKErrors, Parameters) {
   }
 }
 
+TEST_F(OptimisedGatingTopKErrors, ValuesThatAreNoEnumerators) {
+  std::fill_n(weights_, 16, 55.0f);
+  for (const int value : {2, -1}) {
+    const std::string text = " = " + std::to_string(value) + " is not one of its 2 choices";
+    args_.score = static_cast<GatingScore>(value);
+    expect_refused();
+    EXPECT_EQ(gating_top_k(ctx_, args_).message(), "gating_top_k: score" + text);
+    args_.score = GatingScore::kSoftmax;
+    args_.group_select = static_cast<GroupSelect>(value);
+    expect_refused();
+    EXPECT_EQ(gating_top_k(ctx_, args_).message(), "gating_top_k: group_select" + text);
+    args_.group_select = GroupSelect::kMax;
+  }
+  for (const float weight : weights_) EXPECT_EQ(weight, 55.0f);
+  for (const int32_t id : ids_) EXPECT_EQ(id, 0);
+}
+
 TEST_F(OptimisedGatingTopKErrors, IndicesFitInI32) {
   // Refused by its sizes alone: nothing is read through the views.
   const int64_t T = int64_t{1} << 30;

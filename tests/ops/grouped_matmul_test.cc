@@ -659,6 +659,22 @@ TEST_F(GroupedMatmulErrors, ExpertOutOfRange) {
   problem_->set_list({2, 3, 1, -1});
   expect("grouped_matmul: group_list[1,1] = -1 is negative");
 }
+TEST_F(GroupedMatmulErrors, ValuesThatAreNoEnumerators) {
+  args().activation = static_cast<Activation>(4);
+  expect("grouped_matmul: activation = 4 is not one of its 4 choices");
+  args().activation = static_cast<Activation>(-1);
+  expect("grouped_matmul: activation = -1 is not one of its 4 choices");
+  args().activation = Activation::kNone;
+  args().uncovered = static_cast<Uncovered>(2);
+  expect("grouped_matmul: uncovered = 2 is not one of its 2 choices");
+  args().uncovered = static_cast<Uncovered>(-1);
+  expect("grouped_matmul: uncovered = -1 is not one of its 2 choices");
+  args().uncovered = Uncovered::kZero;
+  args().list_type = static_cast<ListType>(3);
+  expect("grouped_matmul: list_type = 3 is not one of its 3 choices");
+  args().list_type = static_cast<ListType>(-1);
+  expect("grouped_matmul: list_type = -1 is not one of its 3 choices");
+}
 TEST_F(GroupedMatmulErrors, OutputInTheWeights) {
   args().y = {static_cast<float*>(const_cast<void*>(packed_.data())), {10, 8}};
   expect("grouped_matmul: output y overlaps input weights");

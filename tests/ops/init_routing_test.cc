@@ -351,6 +351,22 @@ TEST(InitRoutingOpt, RefusesWhatTheReferenceRefuses) {
     a.expanded_x = {p.expanded.data(), {4, 3, 6}};
   };
   const std::vector<std::pair<std::string, Change>> changes = {
+      {"mode = 2 is not one of its 2 choices",
+       [](auto& a) { a.mode = static_cast<RoutingMode>(2); }},
+      {"mode = -1 is not one of its 2 choices",
+       [](auto& a) { a.mode = static_cast<RoutingMode>(-1); }},
+      {"counts = 4 is not one of its 4 choices",
+       [](auto& a) { a.counts = static_cast<ExpertCounts>(4); }},
+      {"counts = -1 is not one of its 4 choices",
+       [](auto& a) { a.counts = static_cast<ExpertCounts>(-1); }},
+      {"row_index_type = 2 is not one of its 2 choices",
+       [](auto& a) { a.row_index_type = static_cast<RowIndexType>(2); }},
+      {"row_index_type = -1 is not one of its 2 choices",
+       [](auto& a) { a.row_index_type = static_cast<RowIndexType>(-1); }},
+      {"quant = 3 is not one of its 3 choices",
+       [](auto& a) { a.quant = static_cast<RoutingQuant>(3); }},
+      {"quant = -1 is not one of its 3 choices",
+       [](auto& a) { a.quant = static_cast<RoutingQuant>(-1); }},
       {"expert_count = -1 is negative", [](auto& a) { a.expert_count = -1; }},
       {"expert_range = [-1, 4) does not lie in [0, 4)",
        [](auto& a) {

@@ -584,10 +584,19 @@ TEST(PackedWeights, RefusesForms) {
   refused(form, "PackedWeights: form.n = 3 is odd: gate and up have as many channels each");
   form = good;
   form.role = static_cast<WeightRole>(2);
-  refused(form, "PackedWeights: form.role = 2 is none");
+  refused(form, "PackedWeights: form.role = 2 is not one of its 2 choices");
+  form.role = static_cast<WeightRole>(255);
+  refused(form, "PackedWeights: form.role = 255 is not one of its 2 choices");
   form = good;
   form.gate = static_cast<Gate>(3);
-  refused(form, "PackedWeights: form.gate = 3 is none");
+  refused(form, "PackedWeights: form.gate = 3 is not one of its 3 choices");
+  form.gate = static_cast<Gate>(-1);
+  refused(form, "PackedWeights: form.gate = -1 is not one of its 3 choices");
+  form = good;
+  for (const int dtype : {8, 255}) {
+    form.dtype = static_cast<DType>(dtype);
+    refused(form, "PackedWeights: form.dtype = unknown is not f32, bf16 or s8");
+  }
   form = {.dtype = DType::kF32, .experts = int64_t{1} << 40, .n = int64_t{1} << 20, .k = 64};
   refused(form, "PackedWeights: the product of [1099511627776, 1048576, 64] overflows");
   form = {.dtype = DType::kF32, .experts = 1, .n = INT64_MAX, .k = 0};
@@ -852,7 +861,7 @@ TEST_F(PackedWeightsFile, RefusesDamagedFiles) {
   forge(12, 0x104, 4);
   refused("the header makes no sense");
   forge(16, 2, 4);
-  refused("PackedWeights: form.role = 2 is none");
+  refused("PackedWeights: form.role = 2 is not one of its 2 choices");
   forge(20, 3, 4);
   refused("the header makes no sense");
   forge(24, 2, 4);

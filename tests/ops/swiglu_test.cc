@@ -260,6 +260,17 @@ TEST_F(SwigluErrors, OddWidth) {
   call_.args.x = {call_.x.data(), {4, 11}};
   expect("swiglu: 2I = 11 (from x) is odd, but holds gate and up");
 }
+TEST_F(SwigluErrors, ValuesThatAreNoEnumerators) {
+  call_.args.swiglu.activation = static_cast<GatedActivation>(3);
+  expect("swiglu: activation = 3 is not one of its 3 choices");
+  call_.args.swiglu.activation = static_cast<GatedActivation>(-1);
+  expect("swiglu: activation = -1 is not one of its 3 choices");
+  call_.args.swiglu = {};
+  call_.args.swiglu.gate = static_cast<Gate>(3);
+  expect("swiglu: gate = 3 is not one of its 3 choices");
+  call_.args.swiglu.gate = static_cast<Gate>(-1);
+  expect("swiglu: gate = -1 is not one of its 3 choices");
+}
 TEST_F(SwigluErrors, NegativeLimit) {
   call_.args.swiglu.activation = GatedActivation::kSwigluOai;
   call_.args.swiglu.limit = -1.0f;

@@ -132,10 +132,12 @@ int affinity_cpus() {
   return 1;
 }
 
-// OMP_PROC_BIND ties this thread to one place, but not the process.
+// OMP_PROC_BIND ties this thread to one place; its team's threads go to the others.
 int process_cpus() {
-  const int cpus = affinity_cpus();
-  return omp_get_proc_bind() == omp_proc_bind_false ? cpus : std::max(cpus, omp_get_num_procs());
+  const int places = omp_get_proc_bind() == omp_proc_bind_false ? 0 : omp_get_num_places();
+  int cpus = 0;
+  for (int place = 0; place < places; ++place) cpus += omp_get_place_num_procs(place);
+  return cpus > 0 ? cpus : affinity_cpus();
 }
 
 // CPUs of one group: v2 says "QUOTA PERIOD", where QUOTA may be "max"; v1 has a file for each,

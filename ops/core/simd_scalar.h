@@ -20,7 +20,8 @@
 //            n elements is read.
 //            load_two(const Element*, Vec* a, Vec* b): the 2 * kWidth elements there. Of bf16,
 //            which takes half the work of two loads, a is those at even places, b those at odd
-//            ones. deinterleave(Vec a, Vec b, Vec* even, Vec* odd): of the 2 * kWidth values [a b]
+//            ones.
+//            deinterleave(Vec a, Vec b, Vec* even, Vec* odd): of the 2 * kWidth values [a b].
 // STORE      store(Element*, Vec)                    to nearest even, NaN stays and becomes quiet
 //            store(int8_t*, Vec)                     clamp(rint(v), -128, 127), NaN gives 0
 //            store(uint8_t*, Vec)                    the s8 value plus 128: what VNNI GEMMs read
@@ -40,7 +41,8 @@
 //            ldexp(a, n) = a * 2^n rounded once, n integral in [-250, 250], |a| in [2^-1, 2)
 //            lookup(const float* table, t): table[i % 16], i the bits of t
 //            lookup_scaled(const int32_t* table, t): the f32 whose bits are table[i % 16] + i *
-//            2^19, modulo 2^32: i / 16 goes into the exponent to_f32(VecI), rounded to nearest even
+//            2^19, modulo 2^32: i / 16 goes into the exponent.
+//            to_f32(VecI), rounded to nearest even
 //            magnitude_bits(Vec) -> VecI: |a| as an integer, which orders as |a| does, with
 //            infinity and then NaN on top: the integer maximum of a row is its max |a| and, unless
 //            it reaches kInfinityBits, the proof that the row is finite

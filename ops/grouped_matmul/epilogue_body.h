@@ -192,8 +192,10 @@ void gate_up_row(const Values& values, int r, int half, int columns, const Swigl
   const simd::Vec row_scale = values.row_scale(r);
   // The next panel's place, which would be waited for line by line, out of memory, when it is
   // written.
-  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
-  for (int j = 0; j < half; j += kLine) __builtin_prefetch(h + half + j, 1, 3);
+  const auto next = reinterpret_cast<uintptr_t>(h) + static_cast<uintptr_t>(half) * sizeof(T);
+  for (uintptr_t at = next; at < next + static_cast<uintptr_t>(half) * sizeof(T); at += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(at), 1, 3);
+  }
   for (int j = 0; j < columns; j += simd::kWidth) {
     const simd::Vec v = swiglu_internal::gated(params, values.at(r, j, row_scale),
                                                values.at(r, half + j, row_scale));

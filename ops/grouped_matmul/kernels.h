@@ -46,8 +46,8 @@ struct Tile {
   int panels = 1;
   int64_t panel_bytes = 0;
   int64_t c_bytes = 0;
-  // As many panels, as far apart, which are read next; may be null. A kernel that streams asks for
-  // their beginning when it comes to the end of these.
+  // The panels that are read next, as far apart; may be null. A kernel that streams asks for their
+  // beginning when it comes to the end of these, as if there were as many.
   const char* next = nullptr;
 };
 
@@ -60,7 +60,7 @@ struct TileKernel {
   const char* name;
   DType dtype;       // of the weights: f32, bf16 or s8
   Isa isa;           // the least that it needs
-  int row_block;     // rows of a block of x
+  int row_block;     // most rows of a block of x
   int tile_rows;     // most rows of a call; whole blocks
   bool even_blocks;  // takes blocks of fewer rows too: 7 and 7 rather than 12 and 2
   // Gets whatever `run` needs for such tiles, from the context's cache if it is there. False: this

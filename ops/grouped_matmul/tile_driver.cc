@@ -14,6 +14,13 @@ namespace {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// While another thread is waited for, one that shares the core may use it.
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 constexpr int64_t kLine = 64;
 constexpr int64_t whole_lines(int64_t bytes) { return divide_up(bytes, kLine) * kLine; }
 
@@ -126,13 +133,20 @@ TileDriver::Task TileDriver::locate(int64_t task, int64_t* group) const {
           std::min(first_panel + plan_.task_panels, weights_->panels())};
 }
 
-// Whoever holds a task of the group is at work on it, so the wait is short.
+// Whoever holds a task of the group does that, and perhaps the one that it held before, and waits
+// for nobody: the wait is short.
 void TileDriver::wait_for(int64_t group) const {
   const Group& g = groups_[group];
   const int64_t chunks = divide_up(g.rows, plan_.chunk_rows);
   for (int64_t i = 0; i < chunks; ++i) {
-    for (int tries = 0; pending_[g.first_chunk + i].load(std::memory_order_acquire) != 0; ++tries) {
-      if (tries > 1000) std::this_thread::yield();
+    int tries = 0;
+    while (pending_[g.first_chunk + i].load(std::memory_order_acquire) != 0) {
+      if (tries < 1000) {
+        ++tries;
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
     }
   }
 }

@@ -257,7 +257,7 @@ std::vector<Result> run_gemms(const GemmOperator& op, const Options& options,
         r.n = gemm.n;
         r.k = gemm.k;
         r.dtype = options.dtype;
-        r.routing = options.rows.empty() ? options.routing->text() : "rows";
+        if (!op.one_matrix) r.routing = options.rows.empty() ? options.routing->text() : "rows";
         r.fresh_routings = options.fresh_routings;
         r.impl = impls[i]->name();
         r.impl_detail = details[i];

@@ -14,8 +14,6 @@
 #include "bench/opbench/measure.h"
 #include "bench/opbench/tune.h"
 #include "bench/opbench/weights.h"
-#include "ops/core/team.h"
-#include "ops/grouped_matmul/tile_driver.h"
 #include "tools/tensor_file/error.h"
 #include "tools/tensor_file/write_file.h"
 
@@ -54,15 +52,14 @@ class Moeops final : public GroupedMatmulImpl {
   }
 
   std::string explain(const GemmCall& call) const override {
-    grouped_matmul_internal::TileDriver driver;
-    const grouped_matmul_internal::Problem problem = prepare(call, &driver);
-    return describe(problem, make_plan(problem));
+    return plan_of(*context_, weights_, call.rows, static_cast<int64_t>(call.groups.size()));
   }
 
   TuneReport tune(const TuneRequest& request) override {
     const GemmCall call = request.next_call();
     grouped_matmul_internal::TileDriver driver;
-    const grouped_matmul_internal::Problem problem = prepare(call, &driver);
+    const grouped_matmul_internal::Problem problem = prepare(
+        *context_, weights_, call.rows, static_cast<int64_t>(call.groups.size()), 0, &driver);
     TunedShape shape = driver.tuned_shape(*context_);
     if (problem.workers != context_->threads()) {
       return {{}, {"not tuned: so small a call runs on one worker"}};
@@ -94,6 +91,7 @@ class Moeops final : public GroupedMatmulImpl {
       return y;
     });
     if (wrong < candidates.size()) {
+      context_->set_tuning(std::make_shared<const Tuning>(read_for_tuning(request.cache)));
       return {
           fmt::format("the plan {} gives other bits than the default", words(candidates[wrong])),
           {}};
@@ -133,17 +131,6 @@ class Moeops final : public GroupedMatmulImpl {
   }
 
  private:
-  // As the operator does it.
-  grouped_matmul_internal::Problem prepare(const GemmCall& call,
-                                           grouped_matmul_internal::TileDriver* driver) const {
-    const auto groups = static_cast<int64_t>(call.groups.size());
-    const int workers = team_for_rows(*context_, call.rows, weights_.bytes() / weights_.experts());
-    check(driver->prepare(*context_, weights_, call.rows, groups, workers, false));
-    grouped_matmul_internal::Problem problem = driver->problem();
-    problem.groups = {call.rows, groups};
-    return problem;
-  }
-
   std::optional<Isa> isa_;
   std::unique_ptr<Context> context_;
   std::optional<GemmForm> form_;

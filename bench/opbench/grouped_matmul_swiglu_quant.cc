@@ -48,6 +48,9 @@ class Moeops final : public GroupedMatmulImpl {
   void run(const GemmCall& call) override {
     check(grouped_matmul_swiglu_quant(*context_, weights_, args_of(*form_, call)));
   }
+  std::string explain(const GemmCall& call) const override {
+    return plan_of(*context_, weights_, call.rows, static_cast<int64_t>(call.groups.size()));
+  }
 
  private:
   std::optional<Isa> isa_;
@@ -70,6 +73,7 @@ class Bare final : public GroupedMatmulImpl {
   }
   void unload() override { gemm_->unload(); }
   void run(const GemmCall& call) override { gemm_->run(call); }
+  std::string explain(const GemmCall& call) const override { return gemm_->explain(call); }
 
  private:
   std::unique_ptr<GroupedMatmulImpl> gemm_;
@@ -114,6 +118,9 @@ class Chain final : public GroupedMatmulImpl {
     args.q = {call.y, {DType::kS8, {call.rows, form_->n / 2}}};
     args.scale = {call.y_scale, {call.rows}};
     check(dequant_swiglu_quant(*context_, args));
+  }
+  std::string explain(const GemmCall& call) const override {
+    return plan_of(*context_, weights_, call.rows, static_cast<int64_t>(call.groups.size()));
   }
 
  private:

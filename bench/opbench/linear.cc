@@ -5,6 +5,7 @@
 #include <moeops/quant/w8a8_linear.h>
 
 #include <cstring>
+#include <exception>
 
 #include "bench/opbench/context.h"
 #include "bench/opbench/gemm_bench.h"
@@ -39,9 +40,17 @@ class Moeops final : public GroupedMatmulImpl {
     form_.emplace(values.form());
     context_ = make_context(threads, isa_);
     matrices_.resize(static_cast<size_t>(matrices));
+    std::exception_ptr failed;  // no exception may leave the region
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < matrices; ++i) {
-      pack(values, i, 1, {}, 1, &matrices_[static_cast<size_t>(i)]);
+      try {
+        pack(values, i, 1, {}, 1, &matrices_[static_cast<size_t>(i)]);
+      } catch (...) {
+#pragma omp critical
+        failed = std::current_exception();
+      }
     }
+    if (failed) std::rethrow_exception(failed);
   }
   void unload() override { matrices_.clear(); }
   void run(const GemmCall& call) override {
@@ -49,6 +58,9 @@ class Moeops final : public GroupedMatmulImpl {
     check(call.x_scale != nullptr
               ? quant_matmul(*context_, weights, quant_matmul_args(*form_, call))
               : w8a8_linear(*context_, weights, linear_args(*form_, call)));
+  }
+  std::string explain(const GemmCall& call) const override {
+    return plan_of(*context_, matrices_.front(), call.rows, 1);
   }
 
  private:
@@ -161,6 +173,7 @@ Operator linear_operator(const GemmOperator& op) {
           .variants = {},
           .impls = grouped_matmul_impl_names,
           .tokens = "1,16,128,1024",
+          .takes_routing = false,
           .run = [op](const Options& options, const LimitsMeter& meter, const Progress& progress) {
             return run_gemms(op, options, meter, progress);
           }};

@@ -33,7 +33,7 @@ struct Arguments {
   std::string threads;
   std::vector<std::string> dtypes;
   std::vector<std::string> variants;
-  std::string routing = "uniform";
+  std::string routing;
   int64_t fresh_routings = 0;
   std::vector<std::string> impls;
   std::string isa;
@@ -119,7 +119,10 @@ Options options_of(const Arguments& args, const Operator& op, const std::string&
     options.rows = parse_list("--rows", args.rows);
   } else {
     options.tokens = parse_list("--tokens", args.tokens.empty() ? op.tokens : args.tokens);
-    options.routing.emplace(args.routing);
+    options.routing.emplace(args.routing.empty() ? "uniform" : args.routing);
+  }
+  if (!op.takes_routing && !args.routing.empty()) {
+    throw Error(fmt::format("--routing: {} has no experts", op.name));
   }
   options.dtype = dtype;
   check_known("--dtype", op, options.dtype, op.dtypes);
@@ -176,9 +179,10 @@ Options options_of(const Arguments& args, const Operator& op, const std::string&
 }
 
 void print_results(const Options& options, const Operator& op, const std::vector<Result>& results) {
-  fmt::print("{}, {}, {}, {} routing, {} {}\n", op.name, results.front().problem, options.dtype,
-             results.front().routing, results.front().weights,
-             results.front().gops > 0 ? "weights" : "data");
+  const Result& first = results.front();
+  fmt::print("{}, {}, {}, {}{} {}\n", op.name, first.problem, options.dtype,
+             first.routing.empty() ? "" : first.routing + " routing, ", first.weights,
+             first.gops > 0 ? "weights" : "data");
   for (const std::string& name : options.impls) {
     for (const Result& r : results) {
       if (r.impl != name) continue;
@@ -186,16 +190,16 @@ void print_results(const Options& options, const Operator& op, const std::vector
       break;
     }
   }
-  if (const std::string& note = results.front().note; !note.empty()) fmt::print("  {}\n", note);
+  if (!first.note.empty()) fmt::print("  {}\n", first.note);
   fmt::print("{}\n", table(results));
 }
 
 // Before anything is measured, whether the file can be used.
 void check_tuning_cache(const Arguments& args) {
-  Tuning tuning;
   if (args.tune) {
-    tuning = read_for_tuning(args.tuning_cache);
+    check_tuning_file(args.tuning_cache);
   } else if (!args.tuning_cache.empty()) {
+    Tuning tuning;
     const Status status = Tuning::read(args.tuning_cache.c_str(), &tuning);
     if (!status.ok()) {
       throw Error(fmt::format("--tuning-cache {}: {}", args.tuning_cache, status.message()));
@@ -205,7 +209,6 @@ void check_tuning_cache(const Arguments& args) {
 }
 
 int run(const Arguments& args) {
-  check_tuning_cache(args);
   std::vector<std::pair<const Operator*, Options>> runs;
   for (const std::string& name : args.ops) {
     const Operator& op = operator_of(name);
@@ -219,6 +222,7 @@ int run(const Arguments& args) {
   if (*std::max_element(threads.begin(), threads.end()) > 4096) {
     throw Error("--threads: more than 4096");
   }
+  check_tuning_cache(args);
 
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const Progress progress = [&](const std::string& words) {
@@ -299,13 +303,14 @@ int main_of(int argc, char** argv) {
   app.add_option("--variant", args.variants,
                  "Forms of the operator, with commas; default: its first in --list")
       ->delimiter(',');
-  app.add_option("--routing", args.routing, "uniform, balanced, zipf:S, hot:F or trace:FILE")
-      ->capture_default_str();
+  app.add_option("--routing", args.routing,
+                 "uniform (the default), balanced, zipf:S, hot:F or trace:FILE");
   app.add_option("--fresh-routings", args.fresh_routings,
                  "So many calls, each with a routing of its own, and the slowest of them against "
                  "its neighbours")
       ->check(CLI::Range(int64_t{18}, int64_t{100000}));
-  app.add_option("--impl", args.impls, "Implementations, with commas; default all but ref")
+  app.add_option("--impl", args.impls,
+                 "Implementations, with commas; default all but ref, with --tune moeops alone")
       ->delimiter(',');
   app.add_option("--isa", args.isa, "Force a lower ISA");
   app.add_option("--weights", args.weights,

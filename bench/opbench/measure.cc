@@ -30,6 +30,16 @@ bool agree(const std::vector<double>& a, const std::vector<double>& b) {
   return true;
 }
 
+// A word of a command line, so that a shell gives it back as it is.
+std::string shell_word(const std::string& text) {
+  constexpr const char* kPlain =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:=+-";
+  if (!text.empty() && text.find_first_not_of(kPlain) == std::string::npos) return text;
+  std::string word = "'";
+  for (const char c : text) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return word + "'";
+}
+
 // The largest ratio of a call's time to the median of the 8 calls nearest to it.
 double worst_of_neighbours(const std::vector<double>& times) {
   constexpr size_t kNeighbours = 8;
@@ -132,22 +142,26 @@ void fill_times(const Measured& measured, Result& result) {
 std::string common_repro(const Options& options, const Result& r) {
   std::string load;
   if (r.tokens > 0) {
-    load = fmt::format("--tokens {} --routing {}", r.tokens, r.routing);
+    load = fmt::format("--tokens {}", r.tokens);
+    if (!r.routing.empty()) load += fmt::format(" --routing {}", shell_word(r.routing));
   } else {
     load = fmt::format("--rows {}", fmt::join(options.rows, ","));
   }
   const std::string problem =
-      options.model.empty() ? fmt::format("--problem {}", r.problem)
-                            : fmt::format("--model {} --layer {}", options.model, options.layer);
+      options.model.empty()
+          ? fmt::format("--problem {}", shell_word(r.problem))
+          : fmt::format("--model {} --layer {}", shell_word(options.model), options.layer);
   std::string text = fmt::format("opbench --op {} {}{}{} {} --dtype {}", r.op, problem,
                                  r.gemm.empty() ? "" : " --gemm ", r.gemm, load, r.dtype);
   if (!r.variant.empty() && options.model.empty()) text += fmt::format(" --variant {}", r.variant);
-  text += fmt::format(" --impl {} --threads {} --weights {} --reps {} --seed {}", r.impl, r.threads,
-                      options.cold ? "cold" : "warm", options.reps, options.seed);
+  text += fmt::format(" --impl {} --threads {} --weights {}", r.impl, r.threads,
+                      options.cold ? "cold" : "warm");
+  text += r.fresh_routings > 0 ? fmt::format(" --fresh-routings {}", r.fresh_routings)
+                               : fmt::format(" --reps {}", options.reps);
+  text += fmt::format(" --seed {}", options.seed);
   if (!options.tuning_cache.empty()) {
-    text += fmt::format(" --tuning-cache {}", options.tuning_cache);
+    text += fmt::format(" --tuning-cache {}", shell_word(options.tuning_cache));
   }
-  if (r.fresh_routings > 0) text += fmt::format(" --fresh-routings {}", r.fresh_routings);
   if (options.isa.has_value()) text += fmt::format(" --isa {}", to_string(*options.isa));
   return text;
 }

@@ -9,6 +9,7 @@
 #include <random>
 #include <set>
 
+#include "bench/opbench/context.h"
 #include "bench/opbench/measure.h"
 #include "bench/opbench/moe_layer_impls.h"
 #include "bench/opbench/operators.h"
@@ -74,6 +75,7 @@ class LayerBench {
         const double before = seconds_now();
         m.wrong = verify(impl, loads_[i]);
         if (options_.explain) {
+          m.explain = impl.explain(next_call(loads_[i]));
           m.explain.push_back(fmt::format(
               "making and loading {:.2f} GiB of weights {:.0f} ms, first call and its verification "
               "{:.1f} ms",
@@ -173,7 +175,7 @@ class LayerBench {
     constexpr int kCalls = 9;
     using moe_layer_internal::Phases;
     static constexpr std::pair<double Phases::*, const char*> kPhases[] = {
-        {&Phases::routing, "routing"},    {&Phases::prepare, "quantise"},
+        {&Phases::routing, "routing"},    {&Phases::prepare, "preparing tokens"},
         {&Phases::gate_up, "first GEMM"}, {&Phases::gate_up_epilogue, "its epilogue"},
         {&Phases::down, "second GEMM"},   {&Phases::down_epilogue, "its epilogue"},
         {&Phases::combine, "combine"},    {&Phases::waiting, "waiting at barriers"}};
@@ -195,14 +197,18 @@ class LayerBench {
     }
     std::string words = fmt::format("{:.4f} ms a call, of which", 1e3 * all / kCalls);
     double around = 0;
+    double rest = all;
     for (size_t i = 0; i < std::size(kPhases); ++i) {
       words += fmt::format("{} {} {:.1f}%", i == 0 ? "" : ",", kPhases[i].second,
                            100 * seconds[i] / all);
+      rest -= seconds[i];
       const auto phase = kPhases[i].first;
       if (phase != &Phases::gate_up && phase != &Phases::down && phase != &Phases::waiting) {
         around += seconds[i];
       }
     }
+    words += fmt::format(", the rest, starting and ending the workers' region, {:.1f}%",
+                         100 * rest / all);
     m.explain.push_back(words);
     m.explain.push_back(fmt::format("around the GEMMs {:.1f}%", 100 * around / all));
   }
@@ -310,10 +316,10 @@ class LayerBench {
 // Loads the layer of --model, which becomes the problem.
 std::shared_ptr<const tools::LoadedMoeLayer> load_model(Options& options) {
   const DType dtype = GemmForm(1, 1, options.dtype).x;
-  Context context({.threads = options.threads});
+  const std::unique_ptr<Context> context = make_context(options.threads, options.isa);
   tools::Checkpoint checkpoint = tools::Checkpoint::open(options.model);
   auto layer = std::make_shared<tools::LoadedMoeLayer>(
-      tools::load_moe_layer(context, checkpoint, options.layer, dtype));
+      tools::load_moe_layer(*context, checkpoint, options.layer, dtype));
   options.problem = {};
   options.problem.name = fmt::format(
       "{} layer {}", std::filesystem::path(options.model).filename().string(), options.layer);

@@ -12,10 +12,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "bench/opbench/context.h"
 #include "bench/opbench/grouped_matmul_impls.h"
 #include "bench/opbench/weights.h"
+#include "ops/core/team.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {
@@ -80,6 +82,32 @@ class Moeops final : public LayerImpl {
     check(moe_layer_internal::moe_layer_in_phases(*context_, weights_of(call),
                                                   args_of(*values_, call), phases.data()));
     return phases;
+  }
+  std::vector<std::string> explain(const LayerCall& call) const override {
+    const MoeLayerWeights weights = weights_of(call);
+    const int64_t slots = call.tokens * call.top_k;
+    const std::set<int32_t> active(call.expert_ids, call.expert_ids + slots);
+    const auto workers_for = [&](const PackedWeights& w13, const PackedWeights& w2, int64_t rows) {
+      return team_for_rows(*context_, rows, (w13.bytes() + w2.bytes()) / w13.experts());
+    };
+    const bool shared = weights.shared_w13 != nullptr && weights.shared_w13->experts() > 0;
+    const int64_t S = shared ? weights.shared_w13->experts() : 0;
+    int workers = workers_for(*weights.w13, *weights.w2, slots);
+    if (shared) {
+      workers =
+          std::max(workers, workers_for(*weights.shared_w13, *weights.shared_w2, call.tokens * S));
+    }
+    std::vector<std::string> lines;
+    const auto add = [&](const char* gemm, const PackedWeights& w, int64_t rows, int64_t groups) {
+      lines.push_back(fmt::format("{}: {}", gemm, plan_of(*context_, w, rows, groups, workers)));
+    };
+    add("first GEMM", *weights.w13, slots, static_cast<int64_t>(active.size()));
+    add("second GEMM", *weights.w2, slots, static_cast<int64_t>(active.size()));
+    if (shared) {
+      add("shared experts' first GEMM", *weights.shared_w13, call.tokens * S, S);
+      add("shared experts' second GEMM", *weights.shared_w2, call.tokens * S, S);
+    }
+    return lines;
   }
 
  private:

@@ -70,6 +70,8 @@ class LayerImpl {
   virtual void run(const LayerCall& call) = 0;
   // The same, telling where its time went: the workers' phases; empty if it cannot.
   virtual std::vector<moe_layer_internal::Phases> run_in_phases(const LayerCall&) { return {}; }
+  // How a call's GEMMs are cut up, a line in words for each; empty where there is nothing to say.
+  virtual std::vector<std::string> explain(const LayerCall&) const { return {}; }
 };
 
 // By name, those that can do the dtype with the ISA:

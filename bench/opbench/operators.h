@@ -51,7 +51,8 @@ struct Operator {
   std::function<std::vector<std::string>(const std::string& dtype, Isa isa)> impls;
   std::string tokens;       // by default
   bool takes_rows = false;  // --rows too
-  bool tunes = false;       // --tune too
+  bool takes_routing = true;
+  bool tunes = false;  // --tune too
   bool fresh_routings = false;
   bool takes_model = false;  // --model too
   // Measures every implementation on every load; `progress` is told what is being done. Throws

@@ -120,7 +120,7 @@ Problem load_problem(const std::string& name_or_file) {
   check_fields(object, path.string(),
                {"hidden", "intermediate", "experts", "top_k", "shared_experts", "gating"});
   Problem problem;
-  problem.name = path.stem().string();
+  problem.name = name_or_file;
   problem.hidden = size_of(object, path.string(), "hidden", 1);
   problem.intermediate = size_of(object, path.string(), "intermediate", 1);
   problem.experts = size_of(object, path.string(), "experts", 1);

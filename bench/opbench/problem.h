@@ -22,7 +22,7 @@ struct Gating {
 
 // The MoE layer of a model.
 struct Problem {
-  std::string name;
+  std::string name;  // or the file, as it was asked for
   int64_t hidden;
   int64_t intermediate;
   int64_t experts;

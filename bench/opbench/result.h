@@ -22,8 +22,8 @@ struct Result {
   int64_t n = 0;
   int64_t k = 0;
   std::string dtype;
-  std::string variant;  // empty where the operator has one form
-  std::string routing;
+  std::string variant;         // empty where the operator has one form
+  std::string routing;         // empty where there is none
   int64_t fresh_routings = 0;  // not 0: the routings of as many calls; the figures below are those
                                // of the first
   std::string impl;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +15,7 @@
 #include <tuple>
 
 #include "tools/tensor_file/error.h"
+#include "tools/tensor_file/write_file.h"
 
 namespace moeops::bench {
 
@@ -166,6 +168,9 @@ Tuning read_for_tuning(const std::string& path) {
   Tuning tuning;
   const Status status = Tuning::read(path.c_str(), &tuning);
   if (status.ok() || !std::filesystem::exists(path)) return tuning;
+  if (!std::filesystem::is_regular_file(path)) {
+    throw tools::Error(fmt::format("--tuning-cache {}: not a regular file", path));
+  }
   const std::string own = tuning.text();
   std::ifstream file(path, std::ios::binary);
   std::string start(own.find(' ', own.find(' ') + 1), '\0');  // "moeops tuning"
@@ -175,6 +180,22 @@ Tuning read_for_tuning(const std::string& path) {
         fmt::format("--tuning-cache {}: there is a file that is none; {}", path, status.message()));
   }
   return tuning;
+}
+
+void check_tuning_file(const std::string& path) {
+  std::string text = read_for_tuning(path).text();
+  if (std::filesystem::exists(path)) {
+    std::ifstream file(path, std::ios::binary);
+    text.assign(std::istreambuf_iterator<char>(file), {});
+    Tuning tuning;
+    if (const Status status = Tuning::parse(text, &tuning); !status.ok()) {
+      fmt::print(stderr,
+                 "opbench: --tuning-cache {}: its plans are of another machine or version, or "
+                 "damaged, and will be replaced: {}\n",
+                 path, status.message());
+    }
+  }
+  tools::write_file_atomically(path, text);
 }
 
 }  // namespace moeops::bench

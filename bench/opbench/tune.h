@@ -57,4 +57,8 @@ std::vector<std::string> tuning_report(const grouped_matmul_internal::Plan& untu
 // nothing. Throws tools::Error where there is a file that is no tuning cache.
 Tuning read_for_tuning(const std::string& path);
 
+// Before anything is tuned: says on stderr if what the file has will be replaced, and writes it
+// again, or an empty cache where there is none, to learn that it can. Throws tools::Error.
+void check_tuning_file(const std::string& path);
+
 }  // namespace moeops::bench

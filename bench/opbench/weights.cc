@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "ops/grouped_matmul/tile_driver.h"
+#include "ops/core/team.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {
@@ -44,6 +44,23 @@ std::string kernel_of(Context& ctx, const PackedWeights& weights) {
   grouped_matmul_internal::TileDriver driver;
   check(driver.prepare(ctx, weights, 1, 1, ctx.workers(), false));
   return fmt::format("{} tiles, {}", driver.kernel().name, to_string(ctx.isa()));
+}
+
+grouped_matmul_internal::Problem prepare(Context& ctx, const PackedWeights& weights, int64_t rows,
+                                         int64_t groups, int workers,
+                                         grouped_matmul_internal::TileDriver* driver) {
+  if (workers == 0) workers = team_for_rows(ctx, rows, weights.bytes() / weights.experts());
+  check(driver->prepare(ctx, weights, rows, groups, workers, false));
+  grouped_matmul_internal::Problem problem = driver->problem();
+  problem.groups = {rows, groups};
+  return problem;
+}
+
+std::string plan_of(Context& ctx, const PackedWeights& weights, int64_t rows, int64_t groups,
+                    int workers) {
+  grouped_matmul_internal::TileDriver driver;
+  const auto problem = prepare(ctx, weights, rows, groups, workers, &driver);
+  return describe(problem, make_plan(problem));
 }
 
 void PlainWeights::load(const WeightValues& values, int64_t experts, int threads) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/opbench/gemm_data.h"
+#include "ops/grouped_matmul/tile_driver.h"
 
 namespace moeops::bench {
 
@@ -28,6 +29,15 @@ inline PackedWeightsForm gate_up(const SwigluParams& swiglu) {
 
 // The kernel that the library's GEMMs use on these weights, in words.
 std::string kernel_of(Context& ctx, const PackedWeights& weights);
+
+// Prepares the driver as those GEMMs do, and gives the problem that their plan follows from.
+// workers: 0 for as many as such a call alone gets.
+grouped_matmul_internal::Problem prepare(Context& ctx, const PackedWeights& weights, int64_t rows,
+                                         int64_t groups, int workers,
+                                         grouped_matmul_internal::TileDriver* driver);
+// That plan in words.
+std::string plan_of(Context& ctx, const PackedWeights& weights, int64_t rows, int64_t groups,
+                    int workers = 0);
 
 // Weights as a model file has them: [experts, n, k].
 class PlainWeights {

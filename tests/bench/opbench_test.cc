@@ -418,8 +418,42 @@ TEST(RunGemms, FreshRoutings) {
     EXPECT_GE(results[0].worst_of_neighbours, 1);
     EXPECT_GE(results[0].max_ms, results[0].median_ms);
     EXPECT_NE(results[0].repro.find("--fresh-routings 20"), std::string::npos);
+    EXPECT_EQ(results[0].repro.find("--reps"), std::string::npos) << "its range is a smaller one";
     EXPECT_NE(table(results).find("20 fresh routings: slowest "), std::string::npos);
   }
+}
+
+// A shell takes it apart again.
+TEST(Repro, IsACommand) {
+  const TextFile file("my problem's.json",
+                      R"({"hidden": 8, "intermediate": 4, "experts": 2, "top_k": 1,
+                          "shared_experts": 0})");
+  Options options;
+  options.problem = load_problem(file.path());
+  options.tuning_cache = "plans/of(mine)";
+  Result r;
+  r.op = "grouped_matmul";
+  r.problem = options.problem.name;
+  r.gemm = "w13";
+  r.tokens = 3;
+  r.routing = "trace:a b.csv";
+  r.dtype = "f32";
+  r.impl = "moeops";
+  r.threads = 2;
+  const auto has = [&](const std::string& part) {
+    const std::string repro = common_repro(options, r);
+    return repro.find(part) != std::string::npos;
+  };
+  std::string quoted = file.path();
+  quoted.replace(quoted.find('\''), 1, "'\\''");
+  EXPECT_TRUE(has(" --problem '" + quoted + "' ")) << common_repro(options, r);
+  EXPECT_TRUE(has(" --routing 'trace:a b.csv' "));
+  EXPECT_TRUE(has(" --tuning-cache 'plans/of(mine)'"));
+  EXPECT_TRUE(has(" --reps 9 "));
+  r.routing = "zipf:1.1";
+  EXPECT_TRUE(has(" --routing zipf:1.1 "));
+  options.model = "my models/moe";
+  EXPECT_TRUE(has(" --model 'my models/moe' --layer 0 "));
 }
 
 bool multiplies(const std::string& name) {
@@ -433,6 +467,7 @@ TEST(RunGemms, SmallProblem) {
   options.gemms = {"w13"};
   options.tokens = {20};
   options.routing.emplace("balanced");
+  options.explain = true;
   options.dtype = "w8a8";
   options.threads = 2;
   options.cold = false;
@@ -453,6 +488,13 @@ TEST(RunGemms, SmallProblem) {
       EXPECT_EQ(r.read_bytes, r.active_experts * r.n * (r.k + 4) + r.rows * x);
       const bool quantises = !one_matrix && r.impl != "bare";
       EXPECT_EQ(r.written_bytes, r.rows * (quantises ? r.n / 2 + 4 : 2 * r.n));
+      EXPECT_EQ(r.repro.find("--routing") == std::string::npos, one_matrix) << r.repro;
+      if (r.impl != "ref" && r.impl != "onednn") {
+        EXPECT_EQ(r.explain.at(0).find(one_matrix ? "default plan: 20 rows in 1 groups, "
+                                                  : "default plan: 40 rows in 8 groups, "),
+                  0u)
+            << r.explain[0];
+      }
     }
   }
   options.gemms = {"w2"};
@@ -531,6 +573,42 @@ TEST(RunMoeLayer, SmallProblem) {
       EXPECT_DOUBLE_EQ(r.roofline_fraction, r.roofline_ms / r.median_ms);
     }
   }
+}
+
+// The plans of a layer's GEMMs, and where all of its time goes.
+TEST(RunMoeLayer, Explains) {
+  Options options;
+  options.problem = {"small", 96, 64, 8, 2, 3};
+  options.tokens = {40};
+  options.routing.emplace("balanced");
+  options.variants = {"silu"};
+  options.dtype = "f32";
+  options.impls = {"moeops"};
+  options.threads = 2;
+  options.cold = false;
+  options.reps = 1;
+  options.min_seconds = 0;
+  options.explain = true;
+  const std::vector<Result> results =
+      moe_layer_operator().run(options, shared_meter(), [](const std::string&) {});
+  ASSERT_EQ(results.size(), 1u);
+  const std::vector<std::string>& lines = results[0].explain;
+  ASSERT_EQ(lines.size(), 7u);
+  EXPECT_EQ(lines[0].find("first GEMM: default plan: 80 rows in 8 groups, 2 panels of 6 chunks"),
+            0u);
+  EXPECT_EQ(lines[1].find("second GEMM: default plan: 80 rows in 8 groups, 2 panels of 4 chunks"),
+            0u);
+  EXPECT_EQ(lines[2].find("shared experts' first GEMM: default plan: 120 rows in 3 groups"), 0u);
+  EXPECT_EQ(lines[3].find("shared experts' second GEMM: default plan: 120 rows in 3 groups"), 0u);
+  const std::string& phases = lines[5];
+  EXPECT_NE(phases.find(", preparing tokens "), std::string::npos) << phases;
+  EXPECT_NE(phases.find(", the rest, starting and ending the workers' region, "),
+            std::string::npos);
+  double sum = 0;
+  for (size_t end = phases.find('%'); end != std::string::npos; end = phases.find('%', end + 1)) {
+    sum += std::stod(phases.substr(phases.rfind(' ', end)));
+  }
+  EXPECT_NEAR(sum, 100, 0.5) << phases;
 }
 
 // The layer of a model that a test writes, [E, H, I] = [6, 72, 40].

@@ -14,6 +14,7 @@
 
 #include "bench/opbench/context.h"
 #include "bench/opbench/operators.h"
+#include "tests/tools/test_support.h"
 #include "tools/tensor_file/error.h"
 
 namespace moeops::bench {
@@ -168,6 +169,36 @@ TEST_F(TuneFile, AddsToItsOwnKindOnly) {
   fs::remove(path_);
   fs::create_directory(path_);
   EXPECT_THROW(read_for_tuning(path_), tools::Error);
+}
+
+// The file that is to get the plans, before they are searched.
+TEST_F(TuneFile, IsCheckedBefore) {
+  const auto warning = [&] {
+    testing::internal::CaptureStderr();
+    check_tuning_file(path_);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(warning(), "");
+  Tuning tuning;
+  EXPECT_TRUE(Tuning::read(path_.c_str(), &tuning).ok()) << "now it is an empty cache";
+  EXPECT_TRUE(tuning.plans.empty());
+
+  tuning.plans[{.dtype = DType::kS8, .kernel = TunedShape::name_of("k")}] = {1, 2, 3};
+  write(tuning.text());
+  EXPECT_EQ(warning(), "");
+  EXPECT_EQ(tools::read_text(path_), tuning.text());
+
+  const std::string damaged = tuning.text() + "1 2 3\n";
+  for (const std::string& text : {std::string("moeops tuning 0, of long ago\n"), damaged}) {
+    write(text);
+    const std::string words = warning();
+    EXPECT_NE(words.find(path_ + ": its plans are of another machine or version, or damaged"),
+              std::string::npos)
+        << words;
+    EXPECT_EQ(std::count(words.begin(), words.end(), '\n'), 1) << words;
+    EXPECT_EQ(tools::read_text(path_), text) << "until there are others";
+  }
+  EXPECT_THROW(check_tuning_file(path_ + ".folder/cache"), tools::Error);
 }
 
 // Which plan wins is the machine's business; what is written is not.

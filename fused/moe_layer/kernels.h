@@ -13,6 +13,7 @@ namespace moeops::moe_layer_internal {
 struct Combination {
   const float* y;        // rows of `columns`
   const int32_t* rows;   // [choices]; -1: masked, its weight is not read
+  const int32_t* next;   // rows of the token that comes next, or null: they are asked for meanwhile
   const float* weights;  // [choices]; null: 1
   int64_t choices;
   const float* shared;  // the first one's row

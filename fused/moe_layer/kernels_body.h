@@ -19,6 +19,15 @@ void combine_columns(const Combination& c, int64_t j, T* out) {
     const float* p = row + j + v * kWidth;
     return whole ? simd::load(p) : simd::load(p, rest < kWidth ? rest : kWidth);
   };
+  if (c.next != nullptr) {
+    // A row is too short for the processor to see that it is read in order.
+    constexpr int kLines = kVectors * static_cast<int>(kWidth * sizeof(float)) / 64;
+    for (int64_t k = 0; k < c.choices; ++k) {
+      if (c.next[k] < 0) continue;
+      const float* row = c.y + c.next[k] * c.columns + j;
+      for (int i = 0; i < kLines; ++i) __builtin_prefetch(row + i * 16, 0, 2);  // to L2
+    }
+  }
   Vec sum[kVectors];
   for (int v = 0; v < kVectors; ++v) sum[v] = simd::broadcast(0.0f);
   for (int64_t k = 0; k < c.choices; ++k) {

@@ -371,6 +371,7 @@ void Run::combine(const Team& team) {
     const moe_layer_internal::Combination combination = {
         .y = routed_.y,
         .rows = row_of_slot_ + t * call_.K,
+        .next = t + 1 < share.end ? row_of_slot_ + (t + 1) * call_.K : nullptr,
         .weights = args.weight_on_input ? nullptr : args.weights.row<float>(first_ + t),
         .choices = call_.K,
         .shared = shared_.present() ? shared_.y + t * call_.H : nullptr,

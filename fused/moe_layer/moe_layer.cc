@@ -288,6 +288,7 @@ void Run::add_groups() {
       if (sort_->count(g) > 0)
         driver->add_group(sort_->expert(g), sort_->first(g), sort_->count(g));
     }
+    driver->deal();
   }
   if (!shared_.present()) return;
   const int64_t S = shared_.w13->experts();
@@ -297,6 +298,8 @@ void Run::add_groups() {
     shared_.gate_up.add_group(s, s * count_, count_);
     shared_.down.add_group(s, s * count_, count_);
   }
+  shared_.gate_up.deal();
+  shared_.down.deal();
 }
 
 // This worker's share of `count` things.

@@ -137,6 +137,7 @@ Status grouped_matmul(Context& ctx, const PackedWeights& weights, const GroupedM
     if (rows > 0) driver.add_group(expert, row, rows);
     return true;
   });
+  driver.deal();
 
   const RowFeed feed = {.data = static_cast<const char*>(args.x.data),
                         .stride = args.x.row_stride * size_of(args.x.dtype)};

@@ -74,6 +74,7 @@ Status grouped_matmul_swiglu_quant(Context& ctx, const PackedWeights& weights,
     if (rows > 0) driver.add_group(expert, row, rows);
     return true;
   });
+  driver.deal();
 
   const RowFeed feed = {.data = static_cast<const char*>(args.x.data), .stride = args.x.row_stride};
   GateUpSink sink(ctx, {.weights = weights,

@@ -46,9 +46,9 @@ class TileSink {
   ~TileSink() = default;
 };
 
-// Use: prepare; reserve scratch_bytes() and give it to start; add the groups that have rows; then
-// every worker of the call's one parallel region calls work. The scratch depends on max_rows and
-// max_groups, not on the routing.
+// Use: prepare; reserve scratch_bytes() and give it to start; add the groups that have rows; deal;
+// then every worker of the call's one parallel region calls work. The scratch depends on max_rows
+// and max_groups, not on the routing.
 class TileDriver {
  public:
   Status prepare(Context& ctx, const PackedWeights& weights, int64_t max_rows, int64_t max_groups,
@@ -63,6 +63,7 @@ class TileDriver {
   int64_t scratch_bytes() const;
   void start(void* scratch, const GroupStatistics& groups);  // scratch is 64-byte aligned
   void add_group(int64_t expert, int64_t first_row, int64_t rows);
+  void deal();
 
   // source: a driver that tracks rows, with the same groups, whose sink makes the rows of this one.
   // Its work is over for the calling worker; what others still do there is waited for, group by

@@ -81,6 +81,7 @@ Status w8a8_linear(Context& ctx, const PackedWeights& weights, const W8a8LinearA
   carve(scratch);
   driver.start(driver_scratch, {.rows = M, .active = 1});
   driver.add_group(0, 0, M);
+  driver.deal();
 
   const RowFeed feed = {.data = reinterpret_cast<const char*>(q), .stride = K, .is_u8 = true};
   Sink sink(weights, args, epilogue_kernels(ctx), x_scale);

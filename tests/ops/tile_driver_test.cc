@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -120,6 +121,7 @@ TEST(TileDriver, EveryTileComesOnceAndTheScratchSuffices) {
         driver.add_group(draw.between(0, E - 1), row, count);
         row += count;
       }
+      driver.deal();
       Counter counter(max_rows, weights.panels());
       driver.work(0, {.data = x.data(), .stride = K * size_of(dtype)}, counter);
       counter.expect_all(rows, tell);
@@ -128,6 +130,53 @@ TEST(TileDriver, EveryTileComesOnceAndTheScratchSuffices) {
       }
     }
   }
+}
+
+// The experts in the order in which one worker comes to them.
+class Order final : public TileSink {
+ public:
+  void take(const TileResult& tile) override {
+    if (experts_.empty() || experts_.back() != tile.expert) experts_.push_back(tile.expert);
+  }
+  const std::vector<int64_t>& experts() const { return experts_; }
+
+ private:
+  std::vector<int64_t> experts_;
+};
+
+TEST(TileDriver, OneWorkerBeginsWithTheLargestGroupsAnotherWithTheSmallest) {
+  // Of the experts' groups, given the rows of each; the other worker of two does not come.
+  const auto order = [](const std::vector<int64_t>& groups, int worker) {
+    const auto count = static_cast<int64_t>(groups.size());
+    const int64_t rows = std::accumulate(groups.begin(), groups.end(), int64_t{0});
+    PackedWeights weights;
+    EXPECT_TRUE(
+        PackedWeights::create({.dtype = DType::kS8, .experts = count, .n = 64, .k = 64}, &weights)
+            .ok());
+    Context ctx({.threads = 2});
+    TileDriver driver;
+    EXPECT_TRUE(driver.prepare(ctx, weights, rows, count, 2, false).ok());
+    const GuardedBuffer scratch(static_cast<size_t>(driver.scratch_bytes()),
+                                GuardedBuffer::Against::kBack);
+    driver.start(scratch.as<char>(), {rows, count});
+    int64_t row = 0;
+    for (int64_t expert = 0; expert < count; ++expert) {
+      const int64_t group = groups[static_cast<size_t>(expert)];
+      driver.add_group(expert, row, group);
+      row += group;
+    }
+    driver.deal();
+    const std::vector<char> x(static_cast<size_t>(rows * 64));
+    Order sink;
+    driver.work(worker, {.data = x.data(), .stride = 64}, sink);
+    return sink.experts();
+  };
+  using Experts = std::vector<int64_t>;
+  EXPECT_EQ(order({3, 60, 1, 20, 5, 2}, 0), Experts({1, 3, 4, 2, 5, 0}));
+  EXPECT_EQ(order({3, 60, 1, 20, 5, 2}, 1), Experts({2, 5, 0, 1, 3, 4}));
+  // Groups that are much alike, or all small, come as they lie.
+  EXPECT_EQ(order({30, 20, 31, 20}, 0), Experts({0, 1, 2, 3}));
+  EXPECT_EQ(order({3, 1, 2, 4}, 0), Experts({0, 1, 2, 3}));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "bench/opbench/routing.h"
 #include "bench/opbench/row_bench.h"
 #include "bench/opbench/verify.h"
+#include "tests/bench/small_options.h"
 #include "tests/tools/test_support.h"
 #include "tools/tensor_file/error.h"
 #include "tools/tensor_file/safetensors.h"
@@ -329,17 +330,10 @@ const LimitsMeter& shared_meter() {
 
 // The whole run on a small problem: results as the JSON promises them.
 TEST(RunGroupedMatmul, SmallProblem) {
-  Options options;
-  options.problem = {"small", 64, 32, 8, 2, 0};
+  Options options = small_options({"small", 64, 32, 8, 2, 0}, {1, 40}, "uniform");
   options.gemms = {"w13", "w2"};
-  options.tokens = {1, 40};
-  options.routing.emplace("uniform");
-  options.dtype = "f32";
   options.impls = {"moeops", "openblas"};
-  options.threads = 2;
-  options.cold = false;
   options.reps = 3;
-  options.min_seconds = 0;
   const std::vector<Result> results =
       grouped_matmul_operator().run(options, shared_meter(), [](const std::string&) {});
   ASSERT_EQ(results.size(), 8u);
@@ -398,17 +392,8 @@ TEST(Measure, TheWorstOfItsNeighbours) {
 
 // Every call has another routing, of whatever many experts.
 TEST(RunGemms, FreshRoutings) {
-  Options options;
-  options.problem = {"small", 32, 32, 16, 2, 0};
-  options.gemms = {"w13"};
-  options.tokens = {5};
-  options.routing.emplace("uniform");
+  Options options = small_options({"small", 32, 32, 16, 2, 0}, {5}, "uniform");
   options.fresh_routings = options.reps = 20;
-  options.dtype = "f32";
-  options.impls = {"moeops"};
-  options.threads = 2;
-  options.cold = false;
-  options.min_seconds = 0;
   for (Operator op : {grouped_matmul_operator(), moe_layer_operator()}) {
     options.variants = op.variants.empty() ? op.variants : std::vector<std::string>{"silu"};
     const std::vector<Result> results = op.run(options, shared_meter(), [](const std::string&) {});
@@ -462,17 +447,9 @@ bool multiplies(const std::string& name) {
 
 // The operators around grouped_matmul, by every implementation.
 TEST(RunGemms, SmallProblem) {
-  Options options;
-  options.problem = {"small", 96, 64, 8, 2, 0};
-  options.gemms = {"w13"};
-  options.tokens = {20};
-  options.routing.emplace("balanced");
+  Options options = small_options({"small", 96, 64, 8, 2, 0}, {20}, "balanced");
   options.explain = true;
   options.dtype = "w8a8";
-  options.threads = 2;
-  options.cold = false;
-  options.reps = 1;
-  options.min_seconds = 0;
   for (const Operator& op : operators()) {
     if (!multiplies(op.name) || op.name == "grouped_matmul" || op.name == "moe_layer") continue;
     options.impls = op.impls("w8a8", machine().isa);
@@ -507,16 +484,8 @@ TEST(RunGemms, SmallProblem) {
 
 // Every operator without weights, in all its forms and dtypes: verified, and its bytes counted.
 TEST(RunRows, SmallProblem) {
-  Options options;
-  options.problem = {"small", 70, 24, 8, 2, 0};
+  Options options = small_options({"small", 70, 24, 8, 2, 0}, {1, 90}, "uniform");
   options.problem.gating.bias = true;
-  options.tokens = {1, 90};
-  options.routing.emplace("uniform");
-  options.impls = {"moeops"};
-  options.threads = 2;
-  options.cold = false;
-  options.reps = 1;
-  options.min_seconds = 0;
   for (const Operator& op : operators()) {
     if (multiplies(op.name)) continue;
     options.variants = op.variants;
@@ -545,15 +514,9 @@ TEST(RunRows, SmallProblem) {
 
 // A whole layer, by every implementation.
 TEST(RunMoeLayer, SmallProblem) {
-  Options options;
-  options.problem = {"small", 96, 64, 8, 2, 2};
-  options.tokens = {40};
-  options.routing.emplace("balanced");  // every expert has tokens
+  Options options =
+      small_options({"small", 96, 64, 8, 2, 2}, {40}, "balanced");  // every expert has tokens
   options.variants = {"swiglu_oai"};
-  options.threads = 2;
-  options.cold = false;
-  options.reps = 1;
-  options.min_seconds = 0;
   const Operator op = moe_layer_operator();
   for (const std::string& dtype : op.dtypes) {
     options.dtype = dtype;
@@ -577,17 +540,8 @@ TEST(RunMoeLayer, SmallProblem) {
 
 // The plans of a layer's GEMMs, and where all of its time goes.
 TEST(RunMoeLayer, Explains) {
-  Options options;
-  options.problem = {"small", 96, 64, 8, 2, 3};
-  options.tokens = {40};
-  options.routing.emplace("balanced");
+  Options options = small_options({"small", 96, 64, 8, 2, 3}, {40}, "balanced");
   options.variants = {"silu"};
-  options.dtype = "f32";
-  options.impls = {"moeops"};
-  options.threads = 2;
-  options.cold = false;
-  options.reps = 1;
-  options.min_seconds = 0;
   options.explain = true;
   const std::vector<Result> results =
       moe_layer_operator().run(options, shared_meter(), [](const std::string&) {});

@@ -14,6 +14,7 @@
 
 #include "bench/opbench/context.h"
 #include "bench/opbench/operators.h"
+#include "tests/bench/small_options.h"
 #include "tests/tools/test_support.h"
 #include "tools/tensor_file/error.h"
 
@@ -209,17 +210,8 @@ TEST_F(TuneFile, RunsAndWrites) {
   write(other.text());
   set_tuning_cache(path_);
 
-  Options options;
-  options.problem = {"small", 256, 64, 8, 2, 0};
-  options.gemms = {"w13"};
-  options.tokens = {50, 60};  // of one class
-  options.routing.emplace("balanced");
-  options.dtype = "f32";
-  options.impls = {"moeops"};
-  options.threads = 2;
-  options.cold = false;
-  options.reps = 1;
-  options.min_seconds = 0;
+  Options options =
+      small_options({"small", 256, 64, 8, 2, 0}, {50, 60}, "balanced");  // tokens of one class
   options.explain = true;
   options.tune = true;
   options.tuning_cache = path_;

@@ -88,7 +88,7 @@ TEST(Machine, IsaAgreesWithTheKernelsFlags) {
   std::string line;
   while (std::getline(cpuinfo, line) && !line.starts_with("flags")) {
   }
-  if (!cpuinfo) GTEST_SKIP() << "/proc/cpuinfo lists no flags";
+  ASSERT_TRUE(cpuinfo) << "/proc/cpuinfo lists no flags";
   const std::string flags = line.substr(line.find(':') + 1) + " ";
   const auto has = [&](std::initializer_list<const char*> names) {
     for (const char* name : names) {
@@ -143,17 +143,17 @@ TEST(MachineDeathTest, CoresFollowTheAffinity) {
       testing::ExitedWithCode(11), "");
 }
 
-// OpenMP then binds the process's first thread as soon as it is loaded.
+// OpenMP then binds the process's first thread as soon as it is loaded. Under Clang the process has
+// two OpenMPs: OpenBLAS brings libgomp, which binds the thread before libomp counts its places.
+#ifndef __clang__
 TEST(MachineDeathTest, CoresAreThoseOfTheProcessWhereThreadsAreBound) {
-#ifdef __clang__
-  GTEST_SKIP() << "OpenBLAS brings libgomp, which binds the thread before libomp counts";
-#endif
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const int cores = machine().cores;
   ASSERT_EQ(setenv("OMP_PROC_BIND", "true", 1), 0);
   EXPECT_EXIT(std::exit(machine().cores % 256), testing::ExitedWithCode(cores % 256), "");
   ASSERT_EQ(unsetenv("OMP_PROC_BIND"), 0);
 }
+#endif
 
 // Cgroup file systems made of plain files.
 class CgroupCpuLimit : public testing::Test {

@@ -22,6 +22,7 @@
 #include "tests/support/gemm_error.h"
 #include "tests/support/refused.h"
 #include "tests/support/seed.h"
+#include "tests/support/swiglu_refusals.h"
 
 namespace moeops {
 namespace {
@@ -945,19 +946,8 @@ TEST_F(MoeLayerRefusals, Parameters) {
   args().scratch_limit = -5;
   expect("scratch_limit = -5 is negative");
   args().scratch_limit = 0;
-  args().swiglu = {GatedActivation::kSwigluOai, Gate::kLeft, -1.0f, 1.0f};
-  expect("limit = -1 is not a number from 0 on");
-  args().swiglu.limit = NAN;
-  expect("limit = nan is not a number from 0 on");
-  args().swiglu.activation = static_cast<GatedActivation>(3);
-  expect("activation = 3 is not one of its 3 choices");
-  args().swiglu.activation = static_cast<GatedActivation>(-1);
-  expect("activation = -1 is not one of its 3 choices");
-  args().swiglu = {};
-  args().swiglu.gate = static_cast<Gate>(3);
-  expect("gate = 3 is not one of its 3 choices");
-  args().swiglu.gate = static_cast<Gate>(-1);
-  expect("gate = -1 is not one of its 3 choices");
+  test::expect_swiglu_refusals(args().swiglu,
+                               [&](const std::string& wrong) { expect(wrong.c_str()); });
   args().swiglu.gate = Gate::kInterleaved;
   expect("w13 was packed with another gate layout than swiglu.gate");
 }

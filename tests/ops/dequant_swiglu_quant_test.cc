@@ -15,6 +15,7 @@
 #include "tests/support/draw.h"
 #include "tests/support/guarded_buffer.h"
 #include "tests/support/seed.h"
+#include "tests/support/swiglu_refusals.h"
 
 namespace moeops {
 namespace {
@@ -304,21 +305,10 @@ TEST_F(DequantSwigluQuantErrors, OddWidth) {
   call_.args.x = {call_.x.data(), {6, 19}};
   expect("dequant_swiglu_quant: 2I = 19 (from x) is odd, but holds gate and up");
 }
-TEST_F(DequantSwigluQuantErrors, ValuesThatAreNoEnumerators) {
-  call_.args.swiglu.activation = static_cast<GatedActivation>(3);
-  expect("dequant_swiglu_quant: activation = 3 is not one of its 3 choices");
-  call_.args.swiglu.activation = static_cast<GatedActivation>(-1);
-  expect("dequant_swiglu_quant: activation = -1 is not one of its 3 choices");
-  call_.args.swiglu = {};
-  call_.args.swiglu.gate = static_cast<Gate>(3);
-  expect("dequant_swiglu_quant: gate = 3 is not one of its 3 choices");
-  call_.args.swiglu.gate = static_cast<Gate>(-1);
-  expect("dequant_swiglu_quant: gate = -1 is not one of its 3 choices");
-}
-TEST_F(DequantSwigluQuantErrors, NegativeLimit) {
-  call_.args.swiglu.activation = GatedActivation::kSwigluOai;
-  call_.args.swiglu.limit = -0.5f;
-  expect("dequant_swiglu_quant: limit = -0.5 is not a number from 0 on");
+TEST_F(DequantSwigluQuantErrors, Parameters) {
+  test::expect_swiglu_refusals(call_.args.swiglu, [&](const std::string& wrong) {
+    expect(("dequant_swiglu_quant: " + wrong).c_str());
+  });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <random>
 #include <string>
@@ -154,145 +155,138 @@ struct Results {
 
 Side random_side(std::mt19937_64& random) { return random() % 2 == 0 ? Side::kFront : Side::kBack; }
 
-TEST_P(GroupedMatmulKernel, MatchesTheDefinition) {
+// Calls body(width, k_chunks, random) for every width of a panel.
+template <class Body>
+void for_each_form(std::initializer_list<int64_t> k_chunks, const Body& body) {
   uint64_t round = 0;
   for (const int width : {32, 48, 64}) {
-    for (const int64_t k_chunks : {1, 2, 3, 17}) {
+    for (const int64_t chunks : k_chunks) {
       const uint64_t seed = test::seed_of(round++);
       SCOPED_TRACE(test::replay_hint(seed) + " width " + std::to_string(width) + " chunks " +
-                   std::to_string(k_chunks));
+                   std::to_string(chunks));
       std::mt19937_64 random(seed);
-      Operands operands(kernel(), width, k_chunks, random_side(random));
-      operands.fill(random);
-      const int rows = kernel().tile_rows;
-      const bool accumulate = random() % 2 == 0;
-      const Results results(kernel(), rows, random_side(random));
-      std::vector<double> start(static_cast<size_t>(rows * width));
-      for (int r = 0; r < rows && accumulate; ++r) {
-        for (int j = 0; j < width; ++j) {
-          const auto v = static_cast<int32_t>(random() % 256);
-          start[static_cast<size_t>(r * width + j)] = v;
-          if (is_s8()) {
-            results.c.as<int32_t>()[r * kPanelColumns + j] = v;
-          } else {
-            results.c.as<float>()[r * kPanelColumns + j] = static_cast<float>(v);
-          }
-        }
-      }
-      Tile tile = operands.tile(rows, results.c.as<char>());
-      tile.accumulate = accumulate;
-      kernel().run(prepare(width, k_chunks), tile);
-      for (int r = 0; r < rows; ++r) {
-        for (int j = 0; j < width; ++j) {
-          double sum = start[static_cast<size_t>(r * width + j)];
-          double magnitude = std::fabs(sum);
-          for (int64_t k = 0; k < operands.k(); ++k) {
-            const double product = operands.x_at(r, k) * operands.w_at(k, j);
-            sum += product;
-            magnitude += std::fabs(product);
-          }
-          if (is_s8()) {
-            ASSERT_EQ(results.at<int32_t>(r, j), sum) << r << "," << j;
-          } else {
-            // K additions and, below fma, K products, each of half a unit.
-            const double bound = 2 * static_cast<double>(operands.k() + 1) * 0x1p-24 * magnitude;
-            ASSERT_NEAR(results.at<float>(r, j), sum, bound) << r << "," << j;
-          }
+      body(width, chunks, random);
+    }
+  }
+}
+
+TEST_P(GroupedMatmulKernel, MatchesTheDefinition) {
+  for_each_form({1, 2, 3, 17}, [&](int width, int64_t k_chunks, std::mt19937_64& random) {
+    Operands operands(kernel(), width, k_chunks, random_side(random));
+    operands.fill(random);
+    const int rows = kernel().tile_rows;
+    const bool accumulate = random() % 2 == 0;
+    const Results results(kernel(), rows, random_side(random));
+    std::vector<double> start(static_cast<size_t>(rows * width));
+    for (int r = 0; r < rows && accumulate; ++r) {
+      for (int j = 0; j < width; ++j) {
+        const auto v = static_cast<int32_t>(random() % 256);
+        start[static_cast<size_t>(r * width + j)] = v;
+        if (is_s8()) {
+          results.c.as<int32_t>()[r * kPanelColumns + j] = v;
+        } else {
+          results.c.as<float>()[r * kPanelColumns + j] = static_cast<float>(v);
         }
       }
     }
-  }
+    Tile tile = operands.tile(rows, results.c.as<char>());
+    tile.accumulate = accumulate;
+    kernel().run(prepare(width, k_chunks), tile);
+    for (int r = 0; r < rows; ++r) {
+      for (int j = 0; j < width; ++j) {
+        double sum = start[static_cast<size_t>(r * width + j)];
+        double magnitude = std::fabs(sum);
+        for (int64_t k = 0; k < operands.k(); ++k) {
+          const double product = operands.x_at(r, k) * operands.w_at(k, j);
+          sum += product;
+          magnitude += std::fabs(product);
+        }
+        if (is_s8()) {
+          ASSERT_EQ(results.at<int32_t>(r, j), sum) << r << "," << j;
+        } else {
+          // K additions and, below fma, K products, each of half a unit.
+          const double bound = 2 * static_cast<double>(operands.k() + 1) * 0x1p-24 * magnitude;
+          ASSERT_NEAR(results.at<float>(r, j), sum, bound) << r << "," << j;
+        }
+      }
+    }
+  });
 }
 
 // Neither the rows beside it, nor a cut of K into calls, nor a request to fetch the next panel,
 // changes a row's bits, and nothing is written beyond the rows' blocks.
 TEST_P(GroupedMatmulKernel, RowsHaveTheirBits) {
-  uint64_t round = 0;
-  for (const int width : {32, 48, 64}) {
-    for (const int64_t k_chunks : {2, 5, 17}) {
-      const uint64_t seed = test::seed_of(round++);
-      SCOPED_TRACE(test::replay_hint(seed) + " width " + std::to_string(width) + " chunks " +
-                   std::to_string(k_chunks));
-      std::mt19937_64 random(seed);
-      Operands operands(kernel(), width, k_chunks, random_side(random));
-      operands.fill(random);
-      const void* code = prepare(width, k_chunks);
-      const int most = kernel().tile_rows;
-      const Results whole(kernel(), most, Side::kBack);
-      kernel().run(code, operands.tile(most, whole.c.as<char>()));
-      for (int rows = 1; rows <= most; ++rows) {
-        const Results results(kernel(), rows, random_side(random));
-        Tile tile = operands.tile(rows, results.c.as<char>());
-        // Lines asked for may be many, few, none, or not there.
-        tile.prefetch = rows % 5 == 0 ? nullptr : tile.panel;
-        tile.prefetch_lines = static_cast<int64_t>(random() % 3) * k_chunks * 40;
-        const int64_t cut = static_cast<int64_t>(random() % static_cast<uint64_t>(k_chunks));
-        if (cut > 0) {
-          tile.k_chunks = cut;
-          kernel().run(code, tile);
-          tile.panel += cut * kChunkGroups * width * 4;
-          tile.x += cut * kChunkBytes * kernel().row_block;
-          tile.k_chunks = k_chunks - cut;
-          tile.accumulate = true;
-        }
+  for_each_form({2, 5, 17}, [&](int width, int64_t k_chunks, std::mt19937_64& random) {
+    Operands operands(kernel(), width, k_chunks, random_side(random));
+    operands.fill(random);
+    const void* code = prepare(width, k_chunks);
+    const int most = kernel().tile_rows;
+    const Results whole(kernel(), most, Side::kBack);
+    kernel().run(code, operands.tile(most, whole.c.as<char>()));
+    for (int rows = 1; rows <= most; ++rows) {
+      const Results results(kernel(), rows, random_side(random));
+      Tile tile = operands.tile(rows, results.c.as<char>());
+      // Lines asked for may be many, few, none, or not there.
+      tile.prefetch = rows % 5 == 0 ? nullptr : tile.panel;
+      tile.prefetch_lines = static_cast<int64_t>(random() % 3) * k_chunks * 40;
+      const int64_t cut = static_cast<int64_t>(random() % static_cast<uint64_t>(k_chunks));
+      if (cut > 0) {
+        tile.k_chunks = cut;
         kernel().run(code, tile);
-        for (int r = 0; r < rows; ++r) {
-          ASSERT_EQ(0, std::memcmp(results.c.as<char>() + r * kPanelColumns * 4,
-                                   whole.c.as<char>() + r * kPanelColumns * 4,
-                                   static_cast<size_t>(width) * 4))
-              << "row " << r << " of " << rows << ", cut at " << cut;
-        }
+        tile.panel += cut * kChunkGroups * width * 4;
+        tile.x += cut * kChunkBytes * kernel().row_block;
+        tile.k_chunks = k_chunks - cut;
+        tile.accumulate = true;
+      }
+      kernel().run(code, tile);
+      for (int r = 0; r < rows; ++r) {
+        ASSERT_EQ(0, std::memcmp(results.c.as<char>() + r * kPanelColumns * 4,
+                                 whole.c.as<char>() + r * kPanelColumns * 4,
+                                 static_cast<size_t>(width) * 4))
+            << "row " << r << " of " << rows << ", cut at " << cut;
       }
     }
-  }
+  });
 }
 
 // Rows in blocks of fewer have the bits that they have in whole blocks.
 TEST_P(GroupedMatmulKernel, EvenBlocksGiveTheSameBits) {
   if (!kernel().even_blocks) return;
-  uint64_t round = 0;
-  for (const int width : {32, 48, 64}) {
-    for (const int64_t k_chunks : {3, 130}) {
-      const uint64_t seed = test::seed_of(round++);
-      SCOPED_TRACE(test::replay_hint(seed) + " width " + std::to_string(width) + " chunks " +
-                   std::to_string(k_chunks));
-      std::mt19937_64 random(seed);
-      Operands operands(kernel(), width, k_chunks, random_side(random));
-      operands.fill(random);
-      const void* code = prepare(width, k_chunks);
-      const int whole_block = kernel().row_block;
-      const int blocks = kernel().tile_rows / whole_block;
-      const Results whole(kernel(), kernel().tile_rows, Side::kBack);
-      kernel().run(code, operands.tile(kernel().tile_rows, whole.c.as<char>()));
-      for (int block = 1; block <= whole_block; ++block) {
-        const int rows =
-            (blocks - 1) * block + 1 + static_cast<int>(random() % static_cast<uint64_t>(block));
-        const GuardedBuffer x(static_cast<size_t>(blocks * block * k_chunks * kChunkBytes),
-                              random_side(random));
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t chunk = 0; chunk < k_chunks; ++chunk) {
-            const int64_t from =
-                (r / whole_block * k_chunks + chunk) * whole_block + r % whole_block;
-            const int64_t to = (r / block * k_chunks + chunk) * block + r % block;
-            std::memcpy(x.as<char>() + to * kChunkBytes, operands.x.as<char>() + from * kChunkBytes,
-                        kChunkBytes);
-          }
-        }
-        const GuardedBuffer c(static_cast<size_t>(rows * kPanelColumns * 4), Side::kBack);
-        Tile tile = operands.tile(rows, c.as<char>());
-        tile.x = x.as<char>();
-        tile.row_block = block;
-        tile.x_block_bytes = k_chunks * block * kChunkBytes;
-        kernel().run(code, tile);
-        for (int r = 0; r < rows; ++r) {
-          ASSERT_EQ(0, std::memcmp(c.as<char>() + r * kPanelColumns * 4,
-                                   whole.c.as<char>() + r * kPanelColumns * 4,
-                                   static_cast<size_t>(width) * 4))
-              << "row " << r << " in blocks of " << block;
+  for_each_form({3, 130}, [&](int width, int64_t k_chunks, std::mt19937_64& random) {
+    Operands operands(kernel(), width, k_chunks, random_side(random));
+    operands.fill(random);
+    const void* code = prepare(width, k_chunks);
+    const int whole_block = kernel().row_block;
+    const int blocks = kernel().tile_rows / whole_block;
+    const Results whole(kernel(), kernel().tile_rows, Side::kBack);
+    kernel().run(code, operands.tile(kernel().tile_rows, whole.c.as<char>()));
+    for (int block = 1; block <= whole_block; ++block) {
+      const int rows =
+          (blocks - 1) * block + 1 + static_cast<int>(random() % static_cast<uint64_t>(block));
+      const GuardedBuffer x(static_cast<size_t>(blocks * block * k_chunks * kChunkBytes),
+                            random_side(random));
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t chunk = 0; chunk < k_chunks; ++chunk) {
+          const int64_t from = (r / whole_block * k_chunks + chunk) * whole_block + r % whole_block;
+          const int64_t to = (r / block * k_chunks + chunk) * block + r % block;
+          std::memcpy(x.as<char>() + to * kChunkBytes, operands.x.as<char>() + from * kChunkBytes,
+                      kChunkBytes);
         }
       }
+      const GuardedBuffer c(static_cast<size_t>(rows * kPanelColumns * 4), Side::kBack);
+      Tile tile = operands.tile(rows, c.as<char>());
+      tile.x = x.as<char>();
+      tile.row_block = block;
+      tile.x_block_bytes = k_chunks * block * kChunkBytes;
+      kernel().run(code, tile);
+      for (int r = 0; r < rows; ++r) {
+        ASSERT_EQ(0, std::memcmp(c.as<char>() + r * kPanelColumns * 4,
+                                 whole.c.as<char>() + r * kPanelColumns * 4,
+                                 static_cast<size_t>(width) * 4))
+            << "row " << r << " in blocks of " << block;
+      }
     }
-  }
+  });
 }
 
 // The largest products that bytes make: nothing saturates, not even on the way.

@@ -19,6 +19,7 @@
 #include "tests/support/gemm_error.h"
 #include "tests/support/refused.h"
 #include "tests/support/seed.h"
+#include "tests/support/swiglu_refusals.h"
 
 namespace moeops {
 namespace {
@@ -401,20 +402,8 @@ TEST(GroupedMatmulSwigluQuant, Errors) {
          "bias.shape[1] = 16, expected 2I = 18 (from weights)");
   problem.args.swiglu.gate = Gate::kInterleaved;
   expect(good, "weights were packed with another gate layout than swiglu.gate");
-  problem.args.swiglu = {GatedActivation::kSwigluOai, Gate::kLeft, -1.0f, 1.702f};
-  expect(good, "limit = -1 is not a number from 0 on");
-  problem.args.swiglu.limit = NAN;
-  expect(good, "limit = nan is not a number from 0 on");
-  problem.args.swiglu.activation = static_cast<GatedActivation>(3);
-  expect(good, "activation = 3 is not one of its 3 choices");
-  problem.args.swiglu.activation = static_cast<GatedActivation>(-1);
-  expect(good, "activation = -1 is not one of its 3 choices");
-  problem.args.swiglu = {};
-  problem.args.swiglu.gate = static_cast<Gate>(3);
-  expect(good, "gate = 3 is not one of its 3 choices");
-  problem.args.swiglu.gate = static_cast<Gate>(-1);
-  expect(good, "gate = -1 is not one of its 3 choices");
-  problem.args.swiglu = {};
+  test::expect_swiglu_refusals(problem.args.swiglu,
+                               [&](const std::string& wrong) { expect(good, wrong.c_str()); });
   problem.args.list_type = static_cast<ListType>(3);
   expect(good, "list_type = 3 is not one of its 3 choices");
   problem.args.list_type = static_cast<ListType>(-1);

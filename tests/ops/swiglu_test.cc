@@ -15,6 +15,7 @@
 #include "tests/support/draw.h"
 #include "tests/support/guarded_buffer.h"
 #include "tests/support/seed.h"
+#include "tests/support/swiglu_refusals.h"
 
 namespace moeops {
 namespace {
@@ -260,26 +261,9 @@ TEST_F(SwigluErrors, OddWidth) {
   call_.args.x = {call_.x.data(), {4, 11}};
   expect("swiglu: 2I = 11 (from x) is odd, but holds gate and up");
 }
-TEST_F(SwigluErrors, ValuesThatAreNoEnumerators) {
-  call_.args.swiglu.activation = static_cast<GatedActivation>(3);
-  expect("swiglu: activation = 3 is not one of its 3 choices");
-  call_.args.swiglu.activation = static_cast<GatedActivation>(-1);
-  expect("swiglu: activation = -1 is not one of its 3 choices");
-  call_.args.swiglu = {};
-  call_.args.swiglu.gate = static_cast<Gate>(3);
-  expect("swiglu: gate = 3 is not one of its 3 choices");
-  call_.args.swiglu.gate = static_cast<Gate>(-1);
-  expect("swiglu: gate = -1 is not one of its 3 choices");
-}
-TEST_F(SwigluErrors, NegativeLimit) {
-  call_.args.swiglu.activation = GatedActivation::kSwigluOai;
-  call_.args.swiglu.limit = -1.0f;
-  expect("swiglu: limit = -1 is not a number from 0 on");
-}
-TEST_F(SwigluErrors, LimitThatIsNone) {
-  call_.args.swiglu.activation = GatedActivation::kSwigluOai;
-  call_.args.swiglu.limit = NAN;
-  expect("swiglu: limit = nan is not a number from 0 on");
+TEST_F(SwigluErrors, Parameters) {
+  test::expect_swiglu_refusals(
+      call_.args.swiglu, [&](const std::string& wrong) { expect(("swiglu: " + wrong).c_str()); });
 }
 TEST_F(SwigluErrors, AnotherDType) {
   call_.args.y.dtype = DType::kBf16;

@@ -176,31 +176,16 @@ class OpenBlas final : public GroupedMatmulImpl {
   PlainWeights weights_;
 };
 
-class Reference final : public GroupedMatmulImpl {
- public:
-  std::string name() const override { return "ref"; }
-  std::string detail() const override {
-    return "naive, one thread, double accumulation (s8: exact)";
-  }
-  void load(const WeightValues& values, int64_t experts, int threads) override {
-    weights_.load(values, experts, threads);
-  }
-  void unload() override { weights_.unload(); }
-  void run(const GemmCall& call) override {
-    const GemmForm& form = weights_.form();
-    GroupedMatmulArgs args;
-    args.x = {call.x, {form.x, {call.rows, form.k}}};
-    if (form.has_scales()) args.x_scale = {call.x_scale, {call.rows}};
-    args.list_type = ListType::kSparse;
-    args.group_list = {&call.groups.data()->expert, {static_cast<int64_t>(call.groups.size()), 2}};
-    args.y = {call.y, {form.y, {call.rows, form.n}}};
-    check(ref::grouped_matmul(weights_.view(), args));
-  }
-
- private:
-  PlainWeights weights_;
-};
-
+Status run_reference(const PlainWeights& weights, const GemmCall& call) {
+  const GemmForm& form = weights.form();
+  GroupedMatmulArgs args;
+  args.x = {call.x, {form.x, {call.rows, form.k}}};
+  if (form.has_scales()) args.x_scale = {call.x_scale, {call.rows}};
+  args.list_type = ListType::kSparse;
+  args.group_list = {&call.groups.data()->expert, {static_cast<int64_t>(call.groups.size()), 2}};
+  args.y = {call.y, {form.y, {call.rows, form.n}}};
+  return ref::grouped_matmul(weights.view(), args);
+}
 }  // namespace
 
 std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype, Isa isa) {
@@ -226,7 +211,7 @@ std::unique_ptr<GroupedMatmulImpl> make_grouped_matmul_impl(const std::string& n
 #if defined(MOEOPS_HAS_ONEDNN)
   if (name == "onednn") return make_onednn_grouped_matmul(isa.value_or(machine().isa));
 #endif
-  if (name == "ref") return std::make_unique<Reference>();
+  if (name == "ref") return std::make_unique<GemmReference>(run_reference);
   throw Error(fmt::format("no implementation {}", name));
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bench/opbench/gemm_data.h"
+#include "bench/opbench/weights.h"
 
 namespace moeops::bench {
 
@@ -61,6 +62,26 @@ class GroupedMatmulImpl {
   virtual std::string explain(const GemmCall&) const { return {}; }
   // Finds the best plan for such calls, and runs them with it from now on.
   virtual TuneReport tune(const TuneRequest&) { return {}; }
+};
+
+// The reference: a function of the plain weights.
+class GemmReference final : public GroupedMatmulImpl {
+ public:
+  using Function = Status (*)(const PlainWeights& weights, const GemmCall& call);
+  explicit GemmReference(Function function) : function_(function) {}
+  std::string name() const override { return "ref"; }
+  std::string detail() const override {
+    return "naive, one thread, double accumulation (s8: exact)";
+  }
+  void load(const WeightValues& values, int64_t experts, int threads) override {
+    weights_.load(values, experts, threads);
+  }
+  void unload() override { weights_.unload(); }
+  void run(const GemmCall& call) override { check(function_(weights_, call)); }
+
+ private:
+  Function function_;
+  PlainWeights weights_;
 };
 
 // By name, those that can do the dtype with the ISA: moeops, openblas (f32), onednn (if this build

@@ -146,22 +146,9 @@ class Chain final : public GroupedMatmulImpl {
   int64_t product_rows_ = 0;
 };
 
-class Reference final : public GroupedMatmulImpl {
- public:
-  std::string name() const override { return "ref"; }
-  std::string detail() const override { return "naive, one thread"; }
-  void load(const WeightValues& values, int64_t experts, int threads) override {
-    weights_.load(values, experts, threads);
-  }
-  void unload() override { weights_.unload(); }
-  void run(const GemmCall& call) override {
-    check(ref::grouped_matmul_swiglu_quant(weights_.view(), args_of(weights_.form(), call)));
-  }
-
- private:
-  PlainWeights weights_;
-};
-
+Status run_reference(const PlainWeights& weights, const GemmCall& call) {
+  return ref::grouped_matmul_swiglu_quant(weights.view(), args_of(weights.form(), call));
+}
 // What is wrong with a row of the result, all of whose sums are made again.
 std::string check_row(const GemmCall& call, const WeightValues& values, int64_t expert,
                       int64_t row) {
@@ -256,7 +243,7 @@ GemmOperator swiglu_quant_gemm() {
     if (name == "moeops") return std::make_unique<Moeops>(isa);
     if (name == "bare") return std::make_unique<Bare>(isa);
     if (name == "chain") return std::make_unique<Chain>(isa);
-    return std::make_unique<Reference>();
+    return std::make_unique<GemmReference>(run_reference);
   };
   op.verify = [](GroupedMatmulImpl& impl, const GemmCall& call, const WeightValues& values,
                  uint64_t seed) {

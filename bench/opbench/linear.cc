@@ -70,25 +70,12 @@ class Moeops final : public GroupedMatmulImpl {
   std::vector<PackedWeights> matrices_;
 };
 
-class Reference final : public GroupedMatmulImpl {
- public:
-  std::string name() const override { return "ref"; }
-  std::string detail() const override { return "naive, one thread"; }
-  void load(const WeightValues& values, int64_t matrices, int threads) override {
-    weights_.load(values, matrices, threads);
-  }
-  void unload() override { weights_.unload(); }
-  void run(const GemmCall& call) override {
-    const ref::Weights weights = weights_.matrix(call.groups.front().expert);
-    check(call.x_scale != nullptr
-              ? ref::quant_matmul(weights, quant_matmul_args(weights_.form(), call))
-              : ref::w8a8_linear(weights, linear_args(weights_.form(), call)));
-  }
-
- private:
-  PlainWeights weights_;
-};
-
+Status run_reference(const PlainWeights& weights, const GemmCall& call) {
+  const ref::Weights matrix = weights.matrix(call.groups.front().expert);
+  return call.x_scale != nullptr
+             ? ref::quant_matmul(matrix, quant_matmul_args(weights.form(), call))
+             : ref::w8a8_linear(matrix, linear_args(weights.form(), call));
+}
 // What a caller of oneDNN does: its matmul, behind a dynamic_quant if x is not quantised yet.
 class OneDnn final : public GroupedMatmulImpl {
  public:
@@ -161,7 +148,7 @@ GemmOperator linear_gemm(const char* name) {
                     std::optional<Isa> isa) -> std::unique_ptr<GroupedMatmulImpl> {
     if (impl == "moeops") return std::make_unique<Moeops>(isa);
     if (impl == "onednn") return std::make_unique<OneDnn>(isa);
-    return std::make_unique<Reference>();
+    return std::make_unique<GemmReference>(run_reference);
   };
   op.verify = verify;
   return op;

@@ -66,11 +66,6 @@ inline Vec load(const float* p, int64_t n) { return _mm256_maskload_ps(p, first_
 inline Vec load(const bf16* p, int64_t n) { return from_bf16(load_bytes(p, 2 * n)); }
 inline Vec load(const f16* p, int64_t n) { return _mm256_cvtph_ps(load_bytes(p, 2 * n)); }
 inline VecI load(const int32_t* p, int64_t n) { return _mm256_maskload_epi32(p, first_lanes(n)); }
-template <class T>
-inline void load_two(const T* p, Vec* a, Vec* b) {
-  *a = load(p);
-  *b = load(p + kWidth);
-}
 // Those at even places, and those at odd places.
 inline void load_two(const bf16* p, Vec* a, Vec* b) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -180,11 +175,6 @@ inline void store(int32_t* p, VecI v, int64_t n) { _mm256_maskstore_epi32(p, fir
 inline void store(int8_t* p, Vec v, int64_t n) { store_bytes(p, to_s8(v), n); }
 inline void store(uint8_t* p, Vec v, int64_t n) { store_bytes(p, to_u8(v), n); }
 
-template <class T>
-inline void store_two(T* p, Vec a, Vec b) {
-  store(p, a);
-  store(p + kWidth, b);
-}
 inline void store_two(bf16* p, Vec a, Vec b) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16_bits(a, b));
 }
@@ -195,11 +185,6 @@ inline void stream(bf16* p, Vec v) {
 }
 inline void stream(f16* p, Vec v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16_bits(v));
-}
-template <class T>
-inline void stream_two(T* p, Vec a, Vec b) {
-  stream(p, a);
-  stream(p + kWidth, b);
 }
 inline void stream_two(bf16* p, Vec a, Vec b) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16_bits(a, b));
@@ -243,3 +228,5 @@ inline float max_magnitude(const T* p, int64_t n) {
 }  // namespace simd
 }  // namespace
 }  // namespace moeops
+
+#include "ops/core/simd_pairs.h"

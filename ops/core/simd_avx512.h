@@ -75,11 +75,6 @@ inline Vec load(const f16* p, int64_t n) {
 inline VecI load(const int32_t* p, int64_t n) {
   return _mm512_maskz_loadu_epi32(first_lanes(n), p);
 }
-template <class T>
-inline void load_two(const T* p, Vec* a, Vec* b) {
-  *a = load(p);
-  *b = load(p + kWidth);
-}
 // Those at even places, and those at odd places.
 inline void load_two(const bf16* p, Vec* a, Vec* b) {
   const __m512i words = _mm512_loadu_si512(p);
@@ -168,11 +163,6 @@ inline void store(uint8_t* p, Vec v, int64_t n) {
   _mm_mask_storeu_epi8(p, first_lanes(n), to_u8(v));
 }
 
-template <class T>
-inline void store_two(T* p, Vec a, Vec b) {
-  store(p, a);
-  store(p + kWidth, b);
-}
 inline void store_two(bf16* p, Vec a, Vec b) { _mm512_storeu_si512(p, to_bf16_bits(a, b)); }
 
 inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
@@ -181,11 +171,6 @@ inline void stream(bf16* p, Vec v) {
 }
 inline void stream(f16* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16_bits(v));
-}
-template <class T>
-inline void stream_two(T* p, Vec a, Vec b) {
-  stream(p, a);
-  stream(p + kWidth, b);
 }
 inline void stream_two(bf16* p, Vec a, Vec b) {
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to_bf16_bits(a, b));
@@ -227,3 +212,5 @@ inline float max_magnitude(const T* p, int64_t n) {
 }  // namespace simd
 }  // namespace
 }  // namespace moeops
+
+#include "ops/core/simd_pairs.h"

@@ -81,11 +81,6 @@ template <class T>
 inline auto load(const T* p, int64_t n) -> decltype(load(p)) {
   return n > 0 ? load(p) : decltype(load(p)){};
 }
-template <class T>
-inline void load_two(const T* p, Vec* a, Vec* b) {
-  *a = load(p);
-  *b = load(p + 1);
-}
 inline void deinterleave(Vec a, Vec b, Vec* even, Vec* odd) {
   *even = a;
   *odd = b;
@@ -138,17 +133,8 @@ inline void store(T* p, V v, int64_t n) {
   if (n > 0) store(p, v);
 }
 template <class T>
-inline void store_two(T* p, Vec a, Vec b) {
-  store(p, a);
-  store(p + 1, b);
-}
-template <class T>
 inline void stream(T* p, Vec v) {
   store(p, v);
-}
-template <class T>
-inline void stream_two(T* p, Vec a, Vec b) {
-  store_two(p, a, b);
 }
 inline void store(int8_t* p, Vec a, Vec b, Vec c, Vec d) {
   store(p, a);
@@ -173,3 +159,5 @@ inline float max_magnitude(const T* p, int64_t n) {
 }  // namespace simd
 }  // namespace
 }  // namespace moeops
+
+#include "ops/core/simd_pairs.h"

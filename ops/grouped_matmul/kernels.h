@@ -58,18 +58,18 @@ struct TileForm {
 
 struct TileKernel {
   const char* name;
-  DType dtype;       // of the weights: f32, bf16 or s8
-  Isa isa;           // the least that it needs
-  int row_block;     // most rows of a block of x
-  int tile_rows;     // most rows of a call; whole blocks
-  bool even_blocks;  // takes blocks of fewer rows too: 7 and 7 rather than 12 and 2
+  DType dtype;               // of the weights: f32, bf16 or s8
+  Isa isa;                   // the least that it needs
+  int row_block;             // most rows of a block of x
+  int tile_rows;             // most rows of a call; whole blocks
+  bool even_blocks = false;  // takes blocks of fewer rows too: 7 and 7 rather than 12 and 2
   // Gets whatever `run` needs for such tiles, from the context's cache if it is there. False: this
   // kernel cannot do them, the next one must. Null: there is nothing to prepare.
-  bool (*prepare)(Context& ctx, const TileForm& form, const void** code);
+  bool (*prepare)(Context& ctx, const TileForm& form, const void** code) = nullptr;
   void (*run)(const void* code, const Tile& tile);
   // Called by every worker before its first and after its last run of a call; may be null.
-  void (*begin)();
-  void (*end)();
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
   // Calls of at most stream_rows rows may have up to so many panels.
   int panels = 1;
   int stream_rows = 0;

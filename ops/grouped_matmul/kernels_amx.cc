@@ -259,15 +259,25 @@ void run(const void*, const Tile& tile) {
 #undef MOEOPS_LOAD_C
 #undef MOEOPS_STORE_C
 
+template <bool kIsS8>
+constexpr TileKernel kernel() {
+  return {.name = "amx",
+          .dtype = kIsS8 ? DType::kS8 : DType::kBf16,
+          .isa = Isa::kAmx,
+          .row_block = kRegisterRows,
+          .tile_rows = kTileRows,
+          .run = run<kIsS8>,
+          .begin = begin,
+          .end = end,
+          .panels = kStreams,
+          .stream_rows = 2 * kRegisterRows};
+}
+
 }  // namespace
 
 extern const TileKernel kernel_s8_amx;
-const TileKernel kernel_s8_amx = {"amx",     DType::kS8, Isa::kAmx, kRegisterRows,
-                                  kTileRows, false,      nullptr,   run<true>,
-                                  begin,     end,        kStreams,  2 * kRegisterRows};
+const TileKernel kernel_s8_amx = kernel<true>();
 extern const TileKernel kernel_bf16_amx;
-const TileKernel kernel_bf16_amx = {"amx",     DType::kBf16, Isa::kAmx, kRegisterRows,
-                                    kTileRows, false,        nullptr,   run<false>,
-                                    begin,     end,          kStreams,  2 * kRegisterRows};
+const TileKernel kernel_bf16_amx = kernel<false>();
 
 }  // namespace moeops::grouped_matmul_internal

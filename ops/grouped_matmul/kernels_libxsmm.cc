@@ -123,10 +123,15 @@ void run(const void* code, const Tile& tile) {
 
 }  // namespace
 
-#define MOEOPS_LIBXSMM_KERNEL(symbol, Type, dtype, isa)                                 \
-  extern const TileKernel symbol;                                                       \
-  const TileKernel symbol = {"libxsmm", dtype,         isa,       kRowBlock, kTileRows, \
-                             false,     prepare<Type>, run<Type>, nullptr,   nullptr};
+#define MOEOPS_LIBXSMM_KERNEL(symbol, Type, of_dtype, at_isa) \
+  extern const TileKernel symbol;                             \
+  const TileKernel symbol = {.name = "libxsmm",               \
+                             .dtype = of_dtype,               \
+                             .isa = at_isa,                   \
+                             .row_block = kRowBlock,          \
+                             .tile_rows = kTileRows,          \
+                             .prepare = prepare<Type>,        \
+                             .run = run<Type>};
 
 MOEOPS_LIBXSMM_KERNEL(kernel_f32_libxsmm, F32, DType::kF32, Isa::kAvx512)
 MOEOPS_LIBXSMM_KERNEL(kernel_bf16_libxsmm, Bf16, DType::kBf16, Isa::kAvx512Bf16)

@@ -47,10 +47,14 @@ void run(const void*, const Tile& tile) {
 
 }  // namespace
 
-#define MOEOPS_SCALAR_KERNEL(symbol, Dot, dtype)                          \
-  extern const TileKernel symbol;                                         \
-  const TileKernel symbol = {"scalar", dtype,   Isa::kScalar, 1,       8, \
-                             false,    nullptr, run<Dot>,     nullptr, nullptr};
+#define MOEOPS_SCALAR_KERNEL(symbol, Dot, of_dtype) \
+  extern const TileKernel symbol;                   \
+  const TileKernel symbol = {.name = "scalar",      \
+                             .dtype = of_dtype,     \
+                             .isa = Isa::kScalar,   \
+                             .row_block = 1,        \
+                             .tile_rows = 8,        \
+                             .run = run<Dot>};
 
 MOEOPS_SCALAR_KERNEL(kernel_f32_scalar, F32, DType::kF32)
 MOEOPS_SCALAR_KERNEL(kernel_bf16_scalar, Bf16, DType::kBf16)

@@ -194,17 +194,14 @@ class VectorKernel {
 
 }  // namespace
 
-#define MOEOPS_VECTOR_KERNEL(symbol, name, Dot, dtype, isa) \
-  extern const TileKernel symbol;                           \
-  const TileKernel symbol = {name,                          \
-                             dtype,                         \
-                             isa,                           \
-                             Dot::kRows,                    \
-                             VectorKernel<Dot>::kTileRows,  \
-                             true,                          \
-                             nullptr,                       \
-                             VectorKernel<Dot>::run,        \
-                             nullptr,                       \
-                             nullptr};
+#define MOEOPS_VECTOR_KERNEL(symbol, called, Dot, of_dtype, at_isa)     \
+  extern const TileKernel symbol;                                       \
+  const TileKernel symbol = {.name = called,                            \
+                             .dtype = of_dtype,                         \
+                             .isa = at_isa,                             \
+                             .row_block = Dot::kRows,                   \
+                             .tile_rows = VectorKernel<Dot>::kTileRows, \
+                             .even_blocks = true,                       \
+                             .run = VectorKernel<Dot>::run};
 
 }  // namespace moeops::grouped_matmul_internal

@@ -452,14 +452,16 @@ void Run::work(const Team& team) {
                             .q_stride = experts.intermediate(),
                             .q_is_u8 = true,
                             .scale = experts.h_scale};
+    const auto multiply_to = [&](GateUpSink& sink) {
+      multiply(experts.gate_up, team, feed, sink, clock, &Phases::gate_up,
+               &Phases::gate_up_epilogue);
+    };
     if (row_stages != nullptr) {
       StagedGateUpSink sink(ctx_, gate_up, *row_stages);
-      multiply(experts.gate_up, team, feed, sink, clock, &Phases::gate_up,
-               &Phases::gate_up_epilogue);
+      multiply_to(sink);
     } else {
       GateUpSink sink(ctx_, gate_up);
-      multiply(experts.gate_up, team, feed, sink, clock, &Phases::gate_up,
-               &Phases::gate_up_epilogue);
+      multiply_to(sink);
     }
   });
   for_each_experts([&](Experts& experts, const RowStages* row_stages) {

@@ -2,6 +2,7 @@
 #include "bench/opbench/measure.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -81,6 +82,21 @@ int64_t available_memory() {
   return int64_t{4} << 30;
 }
 
+double stolen_seconds_of(std::istream& proc_stat) {
+  // user, nice, system, idle, iowait, irq, softirq, steal
+  std::string key;
+  proc_stat >> key;
+  int64_t ticks = 0;
+  for (int field = 0; field < 8; ++field) proc_stat >> ticks;
+  if (!proc_stat || key != "cpu") return 0;
+  return static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+double stolen_seconds() {
+  std::ifstream file("/proc/stat");
+  return stolen_seconds_of(file);
+}
+
 int64_t experts_that_fit(int64_t expert_bytes) {
   // Padded panels take up to 1 / 16 more.
   return available_memory() / 4 * 3 / (expert_bytes + expert_bytes / 16 + 1);
@@ -98,10 +114,12 @@ void measure(const Options& options, const std::function<std::vector<double>()>&
   std::vector<double> times;
   std::vector<double> before;
   std::vector<double> after;
+  double stolen = 0;
   bool steady = false;
   for (int attempt = 0; attempt < 3 && !steady; ++attempt) {
     times.clear();
     before = read_limits();
+    const double stolen_before = stolen_seconds();
     (void)timed_call();  // wakes the workers
     double total = 0;
     while (static_cast<int64_t>(times.size()) < (options.reps + 1) / 2 ||
@@ -109,10 +127,12 @@ void measure(const Options& options, const std::function<std::vector<double>()>&
       times.push_back(timed_call());
       total += times.back();
     }
+    stolen = stolen_seconds() - stolen_before;
     after = read_limits();
     steady = agree(before, after);
   }
   measured.worst_of_neighbours = std::max(measured.worst_of_neighbours, worst_of_neighbours(times));
+  measured.stolen += stolen;
   measured.times.insert(measured.times.end(), times.begin(), times.end());
   measured.limits.push_back(before);
   measured.limits.push_back(after);
@@ -136,6 +156,7 @@ void fill_times(const Measured& measured, Result& result) {
   result.min_ms = 1e3 * times.front();
   result.max_ms = 1e3 * times.back();
   result.worst_of_neighbours = measured.worst_of_neighbours;
+  result.stolen_ms = 1e3 * measured.stolen;
   result.spread = (quantile(times, 0.75) - quantile(times, 0.25)) / median;
 }
 

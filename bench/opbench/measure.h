@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <istream>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@ struct Measured {
   std::string wrong;                        // not empty: nothing was timed
   std::vector<double> times;                // seconds
   double worst_of_neighbours = 0;           // see Result
+  double stolen = 0;                        // seconds, likewise
   bool steady = true;                       // the limits around every visit agreed
   std::vector<std::vector<double>> limits;  // those readings, all of one length
   std::vector<std::string> explain;
@@ -25,6 +27,10 @@ struct Measured {
 
 double seconds_now();
 int64_t available_memory();
+// The time of all CPUs, since the machine was started, that a hypervisor gave to others while there
+// was work for them here; in steps of a hundredth of a second. 0 where nobody says.
+double stolen_seconds();
+double stolen_seconds_of(std::istream& proc_stat);
 
 // As many experts as memory holds, padding included, with room for everything else.
 int64_t experts_that_fit(int64_t expert_bytes);

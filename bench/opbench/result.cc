@@ -58,6 +58,7 @@ nlohmann::json to_json(const Result& r) {
                          {"max_ms", r.max_ms},
                          {"spread", r.spread},
                          {"worst_of_neighbours", r.worst_of_neighbours},
+                         {"stolen_ms", r.stolen_ms},
                          {"gops", r.gops},
                          {"gbps", r.gbps},
                          {"tokens_per_s", r.tokens_per_s},
@@ -116,8 +117,10 @@ std::string table(const std::vector<Result>& results) {
     if (r.fresh_routings > 0) {
       text += fmt::format(
           "     {} fresh routings: slowest {:.4f} ms, at most {:.2f} times the median of its "
-          "neighbours\n",
-          r.reps, r.max_ms, r.worst_of_neighbours);
+          "neighbours{}\n",
+          r.reps, r.max_ms, r.worst_of_neighbours,
+          r.stolen_ms > 0 ? fmt::format("; the hypervisor took {:.0f} ms of the CPUs", r.stolen_ms)
+                          : "");
     }
     for (const std::string& words : r.explain) text += fmt::format("     {}\n", words);
   }

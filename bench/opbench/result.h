@@ -42,6 +42,7 @@ struct Result {
   double spread = 0;               // interquartile range / median
   double worst_of_neighbours = 0;  // the largest ratio of a call's time to the median of the 8
                                    // nearest to it; 0 where there are fewer
+  double stolen_ms = 0;  // of the CPUs' time a hypervisor gave so much to others meanwhile
   double gops = 0;
   double gbps = 0;
   double tokens_per_s = 0;  // 0 where rows were given

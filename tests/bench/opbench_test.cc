@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -7,6 +8,7 @@
 #include <fstream>
 #include <functional>
 #include <numeric>
+#include <sstream>
 #include <string>
 
 #include "bench/opbench/gemm_bench.h"
@@ -388,6 +390,26 @@ TEST(Measure, TheWorstOfItsNeighbours) {
   EXPECT_EQ(worst({1, 1, 1, 1, 1, 1, 1, 1, 1, 4}), 4);
   // A machine that slows down to half.
   EXPECT_EQ(worst({1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 2, 2}), 1.5);
+}
+
+TEST(Measure, StolenTimeIsTheEighthFigure) {
+  const auto of = [](const std::string& text) {
+    std::istringstream file(text);
+    return stolen_seconds_of(file);
+  };
+  const double ticks = static_cast<double>(sysconf(_SC_CLK_TCK));
+  EXPECT_EQ(of("cpu  10 0 20 300 4 0 1 250 7 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n"), 250 / ticks);
+  EXPECT_EQ(of("cpu  10 0 20 300 4 0 1\n"), 0);
+  EXPECT_EQ(of("intr 10 0 20 300 4 0 1 250\n"), 0);
+  EXPECT_EQ(of(""), 0);
+  Result r;
+  r.verified = true;
+  r.fresh_routings = r.reps = 20;
+  EXPECT_EQ(table({r}).find("hypervisor"), std::string::npos);
+  r.stolen_ms = 30;
+  EXPECT_NE(table({r}).find("of its neighbours; the hypervisor took 30 ms of the CPUs\n"),
+            std::string::npos)
+      << table({r});
 }
 
 // Every call has another routing, of whatever many experts.

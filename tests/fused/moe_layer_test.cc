@@ -515,17 +515,26 @@ TEST(MoeLayer, EveryStageMatchesTheReferenceOnRandomLayers) {
   }
 }
 
-// Rows of several chunks, panels and tasks: all tokens on one expert, and one whose every expert
-// has some.
+// Rows of several chunks, panels and tasks: every expert has some, all tokens are on one, and
+// experts of many tokens beside those of few, which are worked on in another order than they lie.
 TEST(MoeLayer, ManyTokens) {
+  enum class Routing { kDrawn, kOneExpert, kSkewed };
   for (const Types& types : kTypes) {
-    for (const bool one_expert : {false, true}) {
-      if (one_expert && types.x != DType::kF32) continue;
+    for (const Routing routing : {Routing::kDrawn, Routing::kOneExpert, Routing::kSkewed}) {
+      if (routing == Routing::kOneExpert && types.x != DType::kF32) continue;
       Draw draw(3);
       Form form = {
           .x = types.x, .w = types.w, .T = 120, .H = 90, .I = 70, .E = 6, .K = 2, .S = 2, .Is = 40};
       Layer layer(draw, form);
-      if (one_expert) layer.ids.set_each([] { return 3.0f; });
+      if (routing == Routing::kOneExpert) layer.ids.set_each([] { return 3.0f; });
+      if (routing == Routing::kSkewed) {
+        int slot = 0;  // tokens of experts 0 to 5: 105, 13, 0, 120, 0, 2
+        layer.ids.set_each([&] {
+          const int token = slot / 2;
+          if (slot++ % 2 == 0) return 3.0f;
+          return token < 2 ? 5.0f : token < 15 ? 1.0f : 0.0f;
+        });
+      }
       Checker checker(layer.call);
       for (const Isa isa : isas()) {
         SCOPED_TRACE(to_text(form) + " on " + to_string(isa));

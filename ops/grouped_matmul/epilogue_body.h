@@ -186,7 +186,7 @@ void store(const void* c, int rows, int columns, const ColumnConstants& constant
 
 void fence() { simd::stream_fence(); }
 
-template <class T, class Values>
+template <GatedActivation A, class T, class Values>
 void gate_up_row(const Values& values, int r, int half, int columns, const SwigluParams& params,
                  T* h) {
   const simd::Vec row_scale = values.row_scale(r);
@@ -197,8 +197,8 @@ void gate_up_row(const Values& values, int r, int half, int columns, const Swigl
     __builtin_prefetch(reinterpret_cast<const void*>(at), 1, 3);
   }
   for (int j = 0; j < columns; j += simd::kWidth) {
-    const simd::Vec v = swiglu_internal::gated(params, values.at(r, j, row_scale),
-                                               values.at(r, half + j, row_scale));
+    const simd::Vec v = swiglu_internal::gated_as<A>(params, values.at(r, j, row_scale),
+                                                     values.at(r, half + j, row_scale));
     if (j + simd::kWidth <= columns) {
       simd::store(h + j, v);
     } else {
@@ -207,18 +207,35 @@ void gate_up_row(const Values& values, int r, int half, int columns, const Swigl
   }
 }
 
-void gate_up(const void* c, int rows, int width, int columns, const ColumnConstants& constants,
-             const float* x_scale, const SwigluParams& params, char* h, int64_t h_stride,
-             DType h_dtype) {
+template <GatedActivation A>
+void gate_up_as(const void* c, int rows, int width, int columns, const ColumnConstants& constants,
+                const float* x_scale, const SwigluParams& params, char* h, int64_t h_stride,
+                DType h_dtype) {
   with_values(c, width, constants, x_scale, [&](const auto& values) {
     for (int r = 0; r < rows; ++r, h += h_stride) {
       if (h_dtype == DType::kF32) {
-        gate_up_row(values, r, width / 2, columns, params, reinterpret_cast<float*>(h));
+        gate_up_row<A>(values, r, width / 2, columns, params, reinterpret_cast<float*>(h));
       } else {
-        gate_up_row(values, r, width / 2, columns, params, reinterpret_cast<bf16*>(h));
+        gate_up_row<A>(values, r, width / 2, columns, params, reinterpret_cast<bf16*>(h));
       }
     }
   });
+}
+
+void gate_up(const void* c, int rows, int width, int columns, const ColumnConstants& constants,
+             const float* x_scale, const SwigluParams& params, char* h, int64_t h_stride,
+             DType h_dtype) {
+  const auto of = [&]() {
+    switch (params.activation) {
+      case GatedActivation::kSilu:
+        return gate_up_as<GatedActivation::kSilu>;
+      case GatedActivation::kGeluTanh:
+        return gate_up_as<GatedActivation::kGeluTanh>;
+      default:
+        return gate_up_as<GatedActivation::kSwigluOai>;
+    }
+  };
+  of()(c, rows, width, columns, constants, x_scale, params, h, h_stride, h_dtype);
 }
 
 constexpr EpilogueKernels kernels_for(Isa isa) {

@@ -10,7 +10,8 @@
 namespace moeops::swiglu_internal {
 namespace {
 
-// The same with the activation known when it is compiled, for loops of their own.
+// The activation is known when this is compiled: a loop that chose it for every vector would keep
+// no constant in a register.
 template <GatedActivation A>
 [[gnu::always_inline]] inline simd::Vec gated_as(const SwigluParams& params, simd::Vec g,
                                                  simd::Vec u) {
@@ -24,17 +25,6 @@ template <GatedActivation A>
     const Vec up = simd::max(simd::broadcast(-params.limit), simd::min(limit, u));
     return gate / simd::one_plus_exp_minus(simd::broadcast(params.alpha) * gate) *
            (up + simd::broadcast(1.0f));
-  }
-}
-
-inline simd::Vec gated(const SwigluParams& params, simd::Vec g, simd::Vec u) {
-  switch (params.activation) {
-    case GatedActivation::kSilu:
-      return gated_as<GatedActivation::kSilu>(params, g, u);
-    case GatedActivation::kGeluTanh:
-      return gated_as<GatedActivation::kGeluTanh>(params, g, u);
-    default:
-      return gated_as<GatedActivation::kSwigluOai>(params, g, u);
   }
 }
 

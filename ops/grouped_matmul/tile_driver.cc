@@ -6,8 +6,6 @@
 #include <new>
 #include <thread>
 
-#include "ops/grouped_matmul/pack_rows.h"
-
 namespace moeops::grouped_matmul_internal {
 
 namespace {
@@ -179,6 +177,11 @@ void TileDriver::wait_for(int64_t group) const {
 void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink, const TileDriver* source) {
   char* x = workers_scratch_ + worker * worker_bytes();
   char* c = x + x_bytes_;
+  const SourceRows source_rows = {.base = feed.data,
+                                  .stride = feed.stride,
+                                  .index = feed.index,
+                                  .bytes = weights_->k() * size_of(weights_->dtype()),
+                                  .add_128 = weights_->dtype() == DType::kS8 && !feed.is_u8};
   if (kernel_->begin != nullptr) kernel_->begin();
   const Group* packed_group = nullptr;
   int64_t packed_chunk = -1;
@@ -187,26 +190,27 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink, const Til
   int64_t task = next_task(worker, &helped);
   while (task != kNoTask) {
     const Task now = locate(task, &group);
-    // The next task is taken already, so that its first panel can be asked for.
+    const int64_t first = now.chunk * plan_.chunk_rows;
+    const int64_t rows = std::min(plan_.chunk_rows, now.group->rows - first);
+    // The next task is taken already, so that what it begins with can be asked for.
     task = next_task(worker, &helped);
-    const char* following = nullptr;
+    Following following;
     if (task != kNoTask) {
       int64_t next_group = group;
       const Task next = locate(task, &next_group);
-      following = weights_->panel(next.group->expert, next.first_panel);
+      following.panel = weights_->panel(next.group->expert, next.first_panel);
+      if (next.group != now.group || next.chunk != now.chunk) {
+        const int64_t next_first = next.chunk * plan_.chunk_rows;
+        following.rows = {source_rows, next.group->first_row + next_first,
+                          std::min(plan_.chunk_rows, next.group->rows - next_first)};
+      }
     }
-    const int64_t first = now.chunk * plan_.chunk_rows;
-    const int64_t rows = std::min(plan_.chunk_rows, now.group->rows - first);
     if (now.group != packed_group || now.chunk != packed_chunk) {
       if (source != nullptr && now.group != packed_group) source->wait_for(group);
       packed_group = now.group;
       packed_chunk = now.chunk;
-      pack_rows({.base = feed.data,
-                 .stride = feed.stride,
-                 .index = feed.index,
-                 .bytes = weights_->k() * size_of(weights_->dtype()),
-                 .add_128 = weights_->dtype() == DType::kS8 && !feed.is_u8},
-                now.group->first_row + first, rows, block_rows(rows), weights_->k_chunks(), x);
+      pack_rows(source_rows, now.group->first_row + first, rows, block_rows(rows),
+                weights_->k_chunks(), x);
     }
     run_task(now, following, x, c, sink);
     if (pending_ != nullptr) {
@@ -220,7 +224,7 @@ void TileDriver::work(int worker, const RowFeed& feed, TileSink& sink, const Til
   if (kernel_->end != nullptr) kernel_->end();
 }
 
-void TileDriver::run_task(const Task& task, const char* following, const char* x, char* c,
+void TileDriver::run_task(const Task& task, Following following, const char* x, char* c,
                           TileSink& sink) const {
   const int64_t k_chunks = weights_->k_chunks();
   const int64_t first = task.chunk * plan_.chunk_rows;
@@ -247,7 +251,7 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
       if (k_end == k_chunks) {
         next = panel + together < task.end_panel
                    ? weights_->panel(task.group->expert, panel + together)
-                   : following;
+                   : following.panel;
         next_lines = std::min(plan_.k_block, k_chunks) * kPanelColumns * together;
       }
       // Several panels are streamed, and what comes next is the kernel's care.
@@ -271,6 +275,10 @@ void TileDriver::run_task(const Task& task, const char* following, const char* x
         tile.panel_bytes = weights_->panel_bytes();
         tile.c_bytes = divide_up(tile.rows, row_block) * row_block * kPanelColumns * 4;
         tile.next = next;
+        if (k == 0) {
+          following.rows.ask((panel - task.first_panel) * tiles + t + 1,
+                             (task.end_panel - task.first_panel) * tiles);
+        }
         if (tile.k_chunks > 0) {
           kernel_->run(code_, tile);
         } else {

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "ops/grouped_matmul/kernels.h"
+#include "ops/grouped_matmul/pack_rows.h"
 #include "ops/grouped_matmul/plan.h"
 
 namespace moeops::grouped_matmul_internal {
@@ -85,13 +86,19 @@ class TileDriver {
     int64_t end_panel;
   };
 
+  // What the next task reads first, as far as there is one and it is not there yet.
+  struct Following {
+    const char* panel = nullptr;
+    RowsAhead rows;
+  };
+
   static constexpr int64_t kNoTask = -1;
 
   int64_t worker_bytes() const { return x_bytes_ + c_bytes_; }
   void wait_for(int64_t group) const;
   int64_t next_task(int worker, int* helped) const;
   Task locate(int64_t task, int64_t* group) const;
-  void run_task(const Task& task, const char* following, const char* x, char* c,
+  void run_task(const Task& task, Following following, const char* x, char* c,
                 TileSink& sink) const;
   int block_rows(int64_t rows) const;
   int panels_together(int64_t rows, int64_t panel, int64_t end_panel) const;

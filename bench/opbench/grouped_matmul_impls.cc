@@ -186,6 +186,7 @@ Status run_reference(const PlainWeights& weights, const GemmCall& call) {
   args.y = {call.y, {form.y, {call.rows, form.n}}};
   return ref::grouped_matmul(weights.view(), args);
 }
+
 }  // namespace
 
 std::vector<std::string> grouped_matmul_impl_names(const std::string& dtype, Isa isa) {

@@ -149,6 +149,7 @@ class Chain final : public GroupedMatmulImpl {
 Status run_reference(const PlainWeights& weights, const GemmCall& call) {
   return ref::grouped_matmul_swiglu_quant(weights.view(), args_of(weights.form(), call));
 }
+
 // What is wrong with a row of the result, all of whose sums are made again.
 std::string check_row(const GemmCall& call, const WeightValues& values, int64_t expert,
                       int64_t row) {

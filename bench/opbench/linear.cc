@@ -76,6 +76,7 @@ Status run_reference(const PlainWeights& weights, const GemmCall& call) {
              ? ref::quant_matmul(matrix, quant_matmul_args(weights.form(), call))
              : ref::w8a8_linear(matrix, linear_args(weights.form(), call));
 }
+
 // What a caller of oneDNN does: its matmul, behind a dynamic_quant if x is not quantised yet.
 class OneDnn final : public GroupedMatmulImpl {
  public:
